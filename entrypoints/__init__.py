@@ -1,0 +1,1 @@
+"""One module for each MLproject entry point: the only place where the parts are wired together."""

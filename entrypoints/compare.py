@@ -1,0 +1,91 @@
+"""`mlflow run . -e compare`: runs read back from the store, side by side, the front marked."""
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from entrypoints.options import options_of, run
+from green_tune.config import Options, option
+from green_tune.errors import ConfigError
+
+ALL = "all"
+UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Options):
+    """Which runs, and in which form."""
+
+    model: str = option(ALL, "Base model, as in train, or all.")
+    task: str = option(ALL, "Task, or all.")
+    gpu: str = option(ALL, "GPU that was found (t4, a100, cpu), or all.")
+    study: str = option(ALL, "Study of a sweep, or all.")
+    since: str = option(ALL, "Started at or after: 2026-11-22, 2026-11-22T10:00 (UTC), 12h, 7d.")
+    until: str = option(ALL, "Started before; written like since.")
+    format: str = option("table", "Form of the output.", choices=("table", "csv", "json"))
+    output: str = option("-", "File to write; - for the screen.")
+
+
+@click.command(help="Print runs from the store side by side, the Pareto front marked.")
+@options_of(CompareConfig)
+def compare(**asked: str) -> None:
+    """Checks what was asked, and only then imports what is heavy."""
+    run(lambda: _compare(asked))
+
+
+def _compare(asked: dict[str, str]) -> None:
+    config = CompareConfig.parse(asked)
+    chosen = {k: "" if v == ALL else v for k, v in config.to_params().items()}
+    since, until = _moment(chosen["since"]), _moment(chosen["until"])
+
+    from green_tune import report, store
+
+    store.check_reachable(store.tracking_uri())
+
+    from green_tune.tracking import Query, Tracker
+
+    tracker = Tracker(store.tracking_uri())
+    query = Query(
+        model=chosen["model"],
+        task=chosen["task"],
+        gpu=chosen["gpu"],
+        study=chosen["study"],
+        since=since,
+        until=until,
+    )
+    with tracker.adopted("compare", "compare", asked):
+        records = tracker.find(query)
+        form = {"table": report.comparison, "csv": report.to_csv, "json": report.to_json}
+        _write(form[config.format](records), config.output)
+
+
+def _write(text: str, place: str) -> None:
+    if place == "-":
+        click.echo(text.rstrip("\n"))
+        return
+    try:
+        Path(place).write_text(text.rstrip("\n") + "\n")
+    except OSError as error:
+        raise ConfigError(f"output={place} cannot be written: {error.strerror}") from None
+    click.echo(f"written to {place}", err=True)
+
+
+def _moment(text: str) -> datetime | None:
+    """A time in UTC from a date, a date with a time, or an age such as 7d."""
+    if not text:
+        return None
+    if text[:-1].isdigit() and text[-1] in UNITS:
+        return datetime.now(UTC) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{text} is no time; write 2026-11-22, 2026-11-22T10:00 or an age: 12h, 7d, 2w"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+if __name__ == "__main__":
+    compare()

@@ -1,0 +1,89 @@
+"""What all commands share: options made from config fields, errors as one line, signals.
+
+Every option arrives as text, so that it can be logged exactly as it was typed; the config
+reads and checks it. Nothing heavy is imported here: `--help` and bad input answer at once.
+"""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import click
+
+from green_tune.config import Options
+from green_tune.errors import GreenTuneError, Stopped
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options_of(
+    *kinds: type[Options], defaults: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Adds one option for each field of the given configs, spelt `--a_b` or `--a-b`."""
+
+    def decorate(command: Command) -> Command:
+        for spec in reversed([spec for kind in kinds for spec in fields(kind)]):
+            default = {**kinds[0]().to_params(), **kinds[-1]().to_params(), **(defaults or {})}
+            names = dict.fromkeys([f"--{spec.name}", f"--{spec.name.replace('_', '-')}"])
+            help_text = spec.metadata["help"] + _bounds(spec.metadata)
+            command = click.option(
+                *names, spec.name, default=default[spec.name], help=help_text, show_default=True
+            )(command)
+        return command
+
+    return decorate
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's body: errors that a user can cause are one line, signals end it tidily."""
+    _quieten()
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    _end_with_launcher()
+    try:
+        main()
+    except GreenTuneError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Stopped as stop:
+        click.echo(f"{stop}; what was spent is logged", err=True)
+        sys.exit(stop.exit_code)
+
+
+def _bounds(meta: Mapping[str, Any]) -> str:
+    if meta["choices"]:
+        return f" One of {', '.join(meta['choices'])}."
+    return ""
+
+
+def _stop(number: int, _: object) -> None:
+    """Raises once; while runs are being closed, further signals change nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def _end_with_launcher() -> None:
+    """Asks Linux for a SIGTERM when the launcher of `mlflow run` dies: it would orphan us."""
+    if sys.platform == "linux" and "MLFLOW_RUN_ID" in os.environ:
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _quieten() -> None:
+    """One voice on the screen: our warnings, and no library's chatter or telemetry."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("mlflow", "alembic", "httpx", "huggingface_hub", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -1,0 +1,81 @@
+"""`mlflow run . -e sweep`: an Optuna study over loss and emissions, its trials nested runs."""
+
+from dataclasses import fields, replace
+from datetime import datetime
+
+import click
+
+from entrypoints.options import options_of, run
+from green_tune import space as spaces
+from green_tune.config import SweepConfig, TrainConfig
+from green_tune.errors import RunFailed
+
+
+@click.command(
+    help="Search the trade-off between validation loss and emissions. A hyperparameter with a "
+    "range is searched: narrow it (1e-5..1e-3), list its values (8,16), or pin it (8)."
+)
+@options_of(TrainConfig, SweepConfig, defaults=spaces.defaults())
+def sweep(**asked: str) -> None:
+    """Checks what was asked, and only then imports what is heavy."""
+    run(lambda: _sweep(asked))
+
+
+def _sweep(asked: dict[str, str]) -> None:
+    from green_tune import job as jobs
+    from green_tune import store
+
+    ours = {spec.name for spec in fields(SweepConfig)}
+    config = SweepConfig.parse({name: text for name, text in asked.items() if name in ours})
+    base, space = spaces.split({name: text for name, text in asked.items() if name not in ours})
+    job = jobs.prepare(base)
+    store.check_reachable(store.study_url())
+    config = replace(config, study=_study_name(config, job))
+
+    from green_tune import report, views
+    from green_tune.emissions import Meter
+    from green_tune.experiment import describe, run_experiment
+    from green_tune.sweep import Objectives, run_sweep
+    from green_tune.tracking import STUDY, TRIAL, Query, Tracker
+
+    tracker = Tracker(store.tracking_uri())
+    meter = Meter(job.device, job.intensity)
+    study = {STUDY: config.study}
+    with tracker.run("sweep", config.study, asked=asked, tags=study) as parent:
+        describe(job, parent)
+        tracker.set_experiment_tags(views.study_view(config.study, list(space)))
+
+        def trial(job: jobs.Job, number: int) -> Objectives:
+            tags = study | {TRIAL: str(number)}
+            name = f"{config.study}-{number}"
+            with tracker.run("trial", name, tags=tags, parent=parent) as current:
+                outcome = run_experiment(job, current, meter)
+            click.echo(report.trial_line(tracker.get(current.id)), err=True)
+            return Objectives(
+                val_loss=outcome.result.val_loss, emissions_kg=outcome.footprint.emissions_kg
+            )
+
+        try:
+            run_sweep(job, space, config, url=store.study_url(), experiment=trial)
+        finally:  # what was found and spent is kept, however the sweep ends
+            records = tracker.find(Query(study=config.study, kinds=("trial",)))
+            tracker.mark_front(records, report.fronts(records))
+            parent.log_metrics(report.totals(records))
+            parent.log_table(report.rows(records), "trials.json")
+            parent.log_table(report.rows(report.fronts(records)), "front.json")
+            parent.log_figure(report.front_figure(records, config.study), "front.png")
+            click.echo(report.sweep_summary(records, config.study))
+            link = views.study_link(tracker.uri, parent.experiment_id, config.study)
+            click.echo(views.where(tracker.uri, link))
+    if not report.fronts(records):
+        raise RunFailed(f"no trial of {config.study} finished; each one's reason is in its run")
+
+
+def _study_name(config: SweepConfig, job: "jobs.Job") -> str:  # noqa: F821
+    if config.study != "auto":
+        return config.study
+    return f"{job.source.name}-{job.task.name}-{job.device.gpu_type}-{datetime.now():%y%m%d-%H%M%S}"
+
+
+if __name__ == "__main__":
+    sweep()

@@ -1,0 +1,36 @@
+"""`mlflow run . -e train`: one LoRA fine-tuning run, measured and tracked."""
+
+import click
+
+from entrypoints.options import options_of, run
+from green_tune.config import TrainConfig
+
+
+@click.command(help="Fine-tune one LoRA adapter; measure and track it.")
+@options_of(TrainConfig)
+def train(**asked: str) -> None:
+    """Checks what was asked, and only then imports what is heavy."""
+    run(lambda: _train(asked))
+
+
+def _train(asked: dict[str, str]) -> None:
+    from green_tune import job as jobs
+
+    job = jobs.prepare(TrainConfig.parse(asked))
+
+    from green_tune import report, store, views
+    from green_tune.emissions import Meter
+    from green_tune.experiment import run_experiment
+    from green_tune.tracking import Tracker
+
+    tracker = Tracker(store.tracking_uri())
+    meter = Meter(job.device, job.intensity)
+    with tracker.run("train", f"{job.source.name}-{job.task.name}", asked=asked) as current:
+        run_experiment(job, current, meter)
+    click.echo(report.run_summary(tracker.get(current.id)))
+    link = views.run_link(tracker.uri, current.experiment_id, current.id)
+    click.echo(views.where(tracker.uri, link))
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,137 @@
+"""One fine-tuning run: planned, measured and tracked.
+
+`run_experiment` is the whole story on one screen. Everything in it has a door of its own; what
+happens here is only their order, and that nothing which was spent goes unrecorded.
+"""
+
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from green_tune import training
+from green_tune.emissions import Meter, Window
+from green_tune.job import Job
+from green_tune.results import Footprint, TrainResult
+from green_tune.tracking import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run achieved and what it spent."""
+
+    result: TrainResult
+    footprint: Footprint
+
+
+def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
+    """Trains a job's adapter inside one measured window and writes everything to `run`.
+
+    Raises:
+        RunFailed: it diverged, did not fit or could not be measured; what it spent is logged.
+        UsageError: the base model or the data cannot be used after all.
+    """
+    describe(job, run)
+    run.log_params(job.config.to_params() | job.plan.to_params())
+    meter.warm_up()
+    tuner = training.load(job)
+    _report_cuts(job, tuner)
+    window = Window()
+    try:
+        with meter.measure(window), _Bar(job, run, window, tuner.steps) as bar:
+            result = tuner.fit(bar.update)
+    finally:
+        if window.footprint:
+            _log_footprint(run, window.footprint)
+    assert window.footprint is not None
+    run.log_metrics(result.to_metrics(), step=result.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        tuner.save(Path(folder))
+        run.log_folder(Path(folder), "adapter")
+    return Outcome(result=result, footprint=window.footprint)
+
+
+def describe(job: Job, run: Run) -> None:
+    """What is known before the start: device, base model, data, versions and intensity."""
+    zone = job.intensity
+    tags = {
+        "gpu_type": job.device.gpu_type,
+        "device": str(job.device),
+        "base_model": job.source.name,
+        "base_model_commit": job.commit,
+        "data_digest": job.data.digest,
+        "intensity_g_per_kwh": f"{zone.g_per_kwh:g}",
+        "intensity_zone": zone.zone,
+        "intensity_source": zone.source,
+        "intensity_assumed": str(zone.assumed).lower(),
+    }
+    versions = {f"version.{name}": text for name, text in training.versions().items()}
+    run.set_tags({key: text for key, text in (tags | versions).items() if text})
+    run.log_dataset(f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training")
+
+
+def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
+    for split, fit in tuner.fits.items():
+        if fit.cut or fit.dropped:
+            log.warning(
+                "%s: %d of %d examples are longer than max_seq_len=%d tokens and lose the end of "
+                "their text; %d are left out, as their answer alone is too long",
+                split, fit.cut, fit.total, tuner.max_seq_len, fit.dropped,
+            )  # fmt: skip
+
+
+def _log_footprint(run: Run, footprint: Footprint) -> None:
+    run.log_metrics(footprint.to_metrics())
+    run.set_tags({f"energy_{part}_method": how for part, how in footprint.methods.items()})
+
+
+class _Bar:
+    """The progress bar of one training; passes what is measured on to the run."""
+
+    def __init__(self, job: Job, run: Run, window: Window, steps: int) -> None:
+        self._run = run
+        self._window = window
+        self._g_per_kwh = job.intensity.g_per_kwh
+        self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
+        self._shown: dict[str, float] = {}
+        self._bar = tqdm(
+            desc=run.name,
+            total=steps,
+            file=sys.stderr,
+            leave=False,
+            **({} if sys.stderr.isatty() else {"delay": 30, "mininterval": 60}),  # for log files
+            bar_format="{desc}: {percentage:3.0f}% |{bar}| {n}/{total} [{remaining}] {postfix}",
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, progress: training.Progress) -> None:
+        """Moves the bar to where the training is, and logs this step's metrics."""
+        self._shown |= progress.metrics
+        if progress.metrics:
+            self._run.log_metrics(progress.metrics, step=progress.step)
+        self._bar.set_postfix_str(self._postfix(), refresh=False)
+        self._bar.update(progress.step - self._bar.n)
+
+    def _postfix(self) -> str:
+        shown = [
+            f"{label} {self._shown[key]:{form}}"
+            for key, label, form in (
+                ("train_loss", "loss", ".3f"),
+                ("val_loss", "val", ".3f"),
+                ("tokens_per_s", "tok/s", ",.0f"),
+            )
+            if key in self._shown
+        ]
+        grams = self._window.energy_so_far_kwh * self._g_per_kwh
+        return " ".join([*shown, f"{grams:.3g} {self._unit}"])

@@ -1,0 +1,337 @@
+"""What the runs say: tables for a terminal, CSV and JSON for programs, and the front as a plot.
+
+It reads RunRecords and returns text and figures; it prints nothing and stores nothing. Wherever
+a kilogram or a gram is shown, it says whether the intensity behind it was assumed.
+"""
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from green_tune.results import RunRecord, front
+
+MARK = "★"
+KG_TO_G = 1000.0
+MINUTE_S, HOUR_S = 60, 3600
+HYPERPARAMETERS = {
+    "batch_size": "batch",
+    "accumulation_steps": "acc",
+    "learning_rate": "lr",
+    "warmup_steps": "warm",
+    "epochs": "ep",
+    "lora_rank": "rank",
+}
+FIGURES = (
+    "val_loss",
+    "val_bits_per_byte",
+    "emissions_kg",
+    "emissions_rate_kg_per_h",
+    "runtime_h",
+    "energy_kwh",
+    "energy_cpu_kwh",
+    "energy_gpu_kwh",
+    "energy_ram_kwh",
+    "energy_modelled_share",
+)
+TAGS = ("gpu_type", "device", "data_digest", "intensity_g_per_kwh", "intensity_assumed")
+OF_RUN = ("run_id", "run_name", "kind", "status", "started", "front", "model", "task", "study", "trial")
+COLUMNS = (*OF_RUN, *FIGURES, *TAGS, *HYPERPARAMETERS)
+
+
+def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The finished runs that no comparable run beats in both loss and emissions.
+
+    Runs are comparable on the same task and data. Among runs of one base model the loss is
+    `val_loss`; across models it is bits per byte, since tokenizers differ.
+    """
+    groups: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if record.status == "FINISHED" and "emissions_kg" in record.metrics:
+            groups[_comparable(record)].append(record)
+    return [record for group in groups.values() for record in _front(group)]
+
+
+def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
+    """A sweep's trials, one a line, those on the front marked."""
+    table = _table("#", "", "val loss", f"g CO2e{_star(records)}", "time", *HYPERPARAMETERS.values())
+    on_front = {record.run_id for record in fronts(records)}
+    for record in records:
+        table.add_row(
+            record.tags.get("green_tune.trial", ""),
+            MARK if record.run_id in on_front else "",
+            _loss(record),
+            _grams(record),
+            _time(record),
+            *(_short(record.params.get(name, "")) for name in HYPERPARAMETERS),
+            style="bold" if record.run_id in on_front else "",
+        )
+    return _text(table, width)
+
+
+def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
+    """Runs of any origin, one a line, those on the front of their task and data marked."""
+    table = _table("", "run", "model", "task", "gpu", "val loss", "bits/B",
+                   f"g CO2e{_star(records)}", "g/h", "time")  # fmt: skip
+    on_front = {record.run_id for record in fronts(records)}
+    for record in records:
+        table.add_row(
+            MARK if record.run_id in on_front else "",
+            record.run_id[:8],
+            record.tags.get("base_model", ""),
+            record.params.get("task", ""),
+            record.tags.get("gpu_type", ""),
+            _loss(record),
+            _figure(record, "val_bits_per_byte"),
+            _grams(record),
+            _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+            _time(record),
+            style="bold" if record.run_id in on_front else "",
+        )
+    return _text(table, width)
+
+
+def rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The runs as flat rows with full names and base units, for CSV, JSON and artifacts."""
+    on_front = {record.run_id for record in fronts(records)}
+    return [_row(record, record.run_id in on_front) for record in records]
+
+
+def to_csv(records: Sequence[RunRecord]) -> str:
+    """The rows as CSV with a header line; missing figures are empty."""
+    text = io.StringIO()
+    lines = rows(records)
+    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def to_json(records: Sequence[RunRecord]) -> str:
+    """The rows as a JSON array; missing figures are null."""
+    return json.dumps(rows(records), indent=2)
+
+
+def run_summary(record: RunRecord) -> str:
+    """One finished run on one small screen."""
+    figures, tags = record.metrics, record.tags
+    name = f"{tags['base_model']} · {record.params['task']} · {tags['gpu_type']}"
+    loss = f"{figures['start_val_loss']:.4g} → {figures['val_loss']:.4g} nats per token"
+    rate = f"{figures['emissions_rate_kg_per_h']:.3g} kg/h"
+    spent = totals([record])
+    lines = (
+        ("run", name),
+        ("", tags["device"]),
+        ("val loss", loss),
+        ("", f"{figures['val_bits_per_byte']:.4g} bits per byte"),
+        ("cost", f"{spent['emissions_kg']:.3g} kg CO2e ({intensities([record])})"),
+        ("", f"{spent['energy_kwh']:.3g} kWh in {duration(spent['runtime_h'])}, {rate}"),
+        ("", modelled([record])),
+        ("adapter", f"runs:/{record.run_id}/adapter"),
+    )
+    return "\n" + "\n".join(f"{label:9} {text}" for label, text in lines) + "\n"
+
+
+def trial_line(record: RunRecord) -> str:
+    """One finished trial in one line, for the time while the sweep goes on."""
+    hyperparameters = " ".join(
+        f"{short} {_short(record.params[name])}" for name, short in HYPERPARAMETERS.items()
+    )
+    return (
+        f"trial {record.tags['green_tune.trial']}: val loss {_loss(record)}, "
+        f"{_grams(record)} g{_star([record])}  ({hyperparameters})"
+    )
+
+
+def sweep_summary(records: Sequence[RunRecord], study: str, width: int = 80) -> str:
+    """What a sweep found and what it cost, on one screen."""
+    failed = sum(record.status != "FINISHED" for record in records)
+    lines = [
+        f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
+        trials_table(records, width),
+        f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
+        *_footnotes(records),
+        f"\nThe sweep cost, failed trials included:\n{cost(records)}\n",
+    ]
+    return "\n".join(lines)
+
+
+def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
+    """Runs of any origin, with what the marks mean."""
+    if not records:
+        return "no runs match"
+    lines = [
+        runs_table(records, width),
+        f"{MARK} on the Pareto front of its task and data (loss, or bits per byte across models)",
+        *_footnotes(records),
+        f"{len(records)} runs: {cost(records)}",
+    ]
+    return "\n".join(lines)
+
+
+def _footnotes(records: Sequence[RunRecord]) -> list[str]:
+    notes = [f"* {intensities(records)}"] if _star(records) else []
+    return [*notes, share] if (share := modelled(records)) else notes
+
+
+def totals(records: Sequence[RunRecord]) -> dict[str, float]:
+    """What the runs cost together, failed ones included."""
+    names = ("energy_kwh", "emissions_kg", "runtime_h")
+    spent = {name: sum(record.metrics.get(name, 0.0) for record in records) for name in names}
+    failed = sum(record.status != "FINISHED" for record in records)
+    return spent | {"trials": float(len(records)), "trials_failed": float(failed)}
+
+
+def cost(records: Sequence[RunRecord]) -> str:
+    """The totals in one line, with where the carbon intensity is from."""
+    spent = totals(records)
+    return (
+        f"{spent['energy_kwh']:.3g} kWh, {spent['emissions_kg']:.3g} kg CO2e "
+        f"({intensities(records)}), {spent['runtime_h']:.3g} h"
+    )
+
+
+def intensities(records: Sequence[RunRecord]) -> str:
+    """The carbon intensities behind the figures, and whether they were assumed."""
+    notes = {
+        f"{'assumed: ' if record.tags.get('intensity_assumed') == 'true' else ''}"
+        f"{record.tags['intensity_zone']} at {record.tags['intensity_g_per_kwh']} g/kWh"
+        for record in records
+        if "intensity_zone" in record.tags
+    }
+    return "; ".join(sorted(notes)) or "no intensity"
+
+
+def modelled(records: Sequence[RunRecord]) -> str:
+    """How much of the energy no sensor has seen."""
+    total = sum(record.metrics.get("energy_kwh", 0.0) for record in records)
+    share = sum(
+        record.metrics.get("energy_kwh", 0.0) * record.metrics.get("energy_modelled_share", 0.0)
+        for record in records
+    )
+    return f"{share / total:.0%} of this energy is a model, no measurement" if total else ""
+
+
+def duration(hours: float) -> str:
+    """A time in the unit that a reader would choose: 1.4 s, 12 min, 3.5 h."""
+    seconds = hours * HOUR_S
+    if seconds < MINUTE_S:
+        return f"{seconds:.1f} s"
+    return f"{seconds / MINUTE_S:.1f} min" if seconds < HOUR_S else f"{hours:.2f} h"
+
+
+def front_figure(records: Sequence[RunRecord], title: str) -> Figure:
+    """Validation loss against emissions of every finished run, the front joined by a line."""
+    done = [r for r in records if {"val_loss", "emissions_kg"} <= r.metrics.keys()]
+    best = sorted(fronts(done), key=lambda record: record.metrics["emissions_kg"])
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*_points(done), color="0.65", label="trials")
+    axes.plot(*_points(best), "o-", color="tab:green", label="Pareto front")
+    for record in best:
+        x, y = record.metrics["emissions_kg"] * KG_TO_G, record.metrics["val_loss"]
+        axes.annotate(_name(record), (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axes.set_xlabel(f"emissions (g CO2e; {intensities(records)})")
+    axes.set_ylabel("validation loss (nats per completion token)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _comparable(record: RunRecord) -> tuple[str, ...]:
+    return (record.params.get("task", ""), record.tags.get("data_digest", ""))
+
+
+def _front(group: Sequence[RunRecord]) -> list[RunRecord]:
+    one_model = len({record.tags.get("base_model") for record in group}) == 1
+    loss = "val_loss" if one_model else "val_bits_per_byte"
+    group = [record for record in group if loss in record.metrics]
+    return front(group, lambda record: (record.metrics[loss], record.metrics["emissions_kg"]))
+
+
+def _points(records: Sequence[RunRecord]) -> tuple[list[float], list[float]]:
+    grams = [record.metrics["emissions_kg"] * KG_TO_G for record in records]
+    return grams, [record.metrics["val_loss"] for record in records]
+
+
+def _name(record: RunRecord) -> str:
+    number = record.tags.get("green_tune.trial")
+    return f"#{number}" if number else record.run_id[:8]
+
+
+def _row(record: RunRecord, on_front: bool) -> dict[str, Any]:
+    tags = record.tags
+    of_run = {
+        "run_id": record.run_id,
+        "run_name": record.name,
+        "kind": record.kind,
+        "status": record.status,
+        "started": record.started.isoformat(timespec="seconds"),
+        "front": on_front,
+        "model": tags.get("base_model", ""),
+        "task": record.params.get("task", ""),
+        "study": tags.get("green_tune.study", ""),
+        "trial": tags.get("green_tune.trial", ""),
+    }
+    return (
+        of_run
+        | {name: record.metrics.get(name) for name in FIGURES}
+        | {name: tags.get(name, "") for name in TAGS}
+        | {name: record.params.get(name, "") for name in HYPERPARAMETERS}
+    )
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in headings:
+        texts = ("", "run", "model", "task", "gpu")
+        table.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
+    return table
+
+
+def _text(table: Table, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _star(records: Sequence[RunRecord]) -> str:
+    """An asterisk where some intensity was assumed; the line below the table explains it."""
+    return "*" if any(r.tags.get("intensity_assumed") == "true" for r in records) else ""
+
+
+def _loss(record: RunRecord) -> str:
+    if record.status == "FINISHED":
+        return f"{record.metrics['val_loss']:.4f}"
+    return record.status.lower()
+
+
+def _grams(record: RunRecord) -> str:
+    return _figure(record, "emissions_kg", KG_TO_G)
+
+
+def _time(record: RunRecord) -> str:
+    hours = record.metrics.get("runtime_h")
+    return "" if hours is None else duration(hours)
+
+
+def _figure(record: RunRecord, name: str, factor: float = 1.0) -> str:
+    value = record.metrics.get(name)
+    return "" if value is None else f"{value * factor:.4g}"
+
+
+def _short(text: str) -> str:
+    """A number in as few characters as say it: 0.00123456 as 1.2e-03."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.1e}" if number and abs(number) < 0.01 else f"{number:g}"  # noqa: PLR2004

@@ -1,0 +1,165 @@
+"""The door to Optuna: a study of two objectives whose trials are measured runs.
+
+It decides which hyperparameters come next and what a failed trial means for the study. How a
+trial is trained, measured and tracked is the `experiment` function that it is given.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from green_tune.config import SweepConfig, TrainConfig
+from green_tune.errors import ConfigError, RunFailed, StoreError
+from green_tune.job import Job
+from green_tune.space import Dimension
+
+log = logging.getLogger(__name__)
+
+OBJECTIVES = ("val_loss", "emissions_kg")
+START_TRIALS = 5  # Optuna's own default of 10 would make a sweep of 10 a random search
+ENDED = (TrialState.COMPLETE, TrialState.FAIL)
+
+Space = Mapping[str, Dimension]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objectives:
+    """The two numbers of a finished trial, both minimised."""
+
+    val_loss: float
+    emissions_kg: float
+
+
+Experiment = Callable[[Job, int], Objectives]
+
+
+def run_sweep(
+    job: Job, space: Space, sweep: SweepConfig, *, url: str, experiment: Experiment
+) -> None:
+    """Runs trials until the study has as many as were asked for, failed ones included.
+
+    A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
+    study and the sweep goes on; anything else ends the sweep.
+
+    Raises:
+        ConfigError: a study of this name searched something else.
+        StoreError: the study's storage cannot be used.
+    """
+    study = _open(job, space, sweep, url)
+    while len(study.get_trials(deepcopy=False, states=ENDED)) < sweep.trials:
+        trial = study.ask()
+        trial.set_user_attr("worker", _worker())
+        config = _suggest(trial, space, job.config)
+        try:
+            objectives = experiment(job.with_config(config), trial.number)
+        except RunFailed as error:
+            log.warning("trial %d failed: %s", trial.number, error)
+            study.tell(trial, state=TrialState.FAIL)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            study.tell(trial, [objectives.val_loss, objectives.emissions_kg])
+
+
+def _open(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=url,
+            study_name=sweep.study,
+            directions=["minimize"] * len(OBJECTIVES),
+            load_if_exists=True,
+        )
+    except Exception as error:  # SQLAlchemy's and the drivers' errors share no base
+        reason = str(error).strip().split("\n")[0]
+        raise StoreError(f"the study's storage cannot be used: {reason}") from error
+    with _experimental():
+        study.set_metric_names(list(OBJECTIVES))
+    _check_same(study, _identity(job, space))
+    _close_dead_trials(study)
+    # Trials so far go into the seed: else a resumed sweep would repeat its first proposals.
+    study.sampler = _sampler(sweep.sampler, job.config.seed, len(study.trials))
+    return study
+
+
+def _identity(job: Job, space: Space) -> dict[str, str]:
+    """What must be equal for two trials to be compared in one study."""
+    fixed = {k: v for k, v in job.config.to_params().items() if k not in space}
+    del fixed["gpu"], fixed["seed"]
+    varied = {name: str(dimension) for name, dimension in space.items()}
+    return fixed | varied | {"device": job.device.gpu_type, "data": job.data.digest}
+
+
+def _check_same(study: optuna.Study, identity: Mapping[str, str]) -> None:
+    before = study.user_attrs.get("identity")
+    if before is None:
+        study.set_user_attr("identity", dict(identity))
+        return
+    for name in sorted(identity.keys() | before.keys()):
+        if (was := before.get(name)) != (now := identity.get(name)):
+            raise ConfigError(
+                f"study {study.study_name} was made with {name}={was}, now it is {now}; "
+                "give the same, or another study name"
+            )
+
+
+def _close_dead_trials(study: optuna.Study) -> None:
+    """A trial whose process is gone will never be told: it failed."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, pid = trial.user_attrs.get("worker", ":0").partition(":")
+        if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+            study.tell(trial.number, state=TrialState.FAIL)
+            log.warning("trial %d of an earlier sweep was interrupted", trial.number)
+
+
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    digest = hashlib.sha256(f"{seed}/{trials}".encode()).digest()
+    mixed = int.from_bytes(digest[:4], "big")
+    with _experimental():
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=mixed)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=mixed, n_startup_trials=START_TRIALS)
+        return optuna.samplers.TPESampler(
+            seed=mixed, multivariate=True, n_startup_trials=START_TRIALS
+        )
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """For what Optuna may still change: our pin is exact, and our tests would notice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _suggest(trial: optuna.Trial, space: Space, base: TrainConfig) -> TrainConfig:
+    """The next configuration; dimensions that are pinned keep the base's value."""
+    return replace(base, **{name: _value(trial, dim) for name, dim in space.items()})
+
+
+def _value(trial: optuna.Trial, dimension: Dimension) -> Any:
+    name, low, high = dimension.name, dimension.low, dimension.high
+    if dimension.scale == "choice":
+        return trial.suggest_categorical(name, dimension.values)
+    if dimension.scale == "powers of two":  # as an exponent, so that a sampler knows their order
+        return 2 ** trial.suggest_int(f"log2_{name}", int(low).bit_length() - 1,
+                                      int(high).bit_length() - 1)  # fmt: skip
+    if isinstance(low, int):
+        return trial.suggest_int(name, low, int(high))
+    return trial.suggest_float(name, low, high, log=dimension.scale == "log")

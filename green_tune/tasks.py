@@ -1,0 +1,157 @@
+"""The table of tasks: what a row of data must hold, and the prompt and completion it becomes.
+
+A prompt ends in a line break and a completion starts without a space, so that the two can be
+tokenised apart: their boundary is exact with every tokenizer, and prompts share prefixes.
+It knows no files and no tokenizers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from green_tune.errors import ConfigError, DataError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One prompt and its completion. The loss is taken on the completion only.
+
+    The prompt is `head + body + tail`; where it is too long, the body alone is cut, so the
+    question and the instruction survive.
+    """
+
+    head: str
+    body: str
+    tail: str
+    completion: str
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt."""
+        return self.head + self.body + self.tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubData:
+    """Where the hub keeps a task's data set, and how its columns are called there."""
+
+    id: str
+    config: str | None
+    splits: Mapping[str, str]
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One row: a name, the fields that a row of data needs, and how it is put to a model.
+
+    `template` holds one field between its first pair of braces that may be cut: the long one.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    template: tuple[str, str, str]  # head, the long field's name, tail
+    completion: Callable[[Row], str]
+    hub: HubData
+
+    def example(self, row: Row) -> Example:
+        """A row of data as prompt and completion.
+
+        Raises:
+            DataError: a field is missing, empty or of the wrong type.
+        """
+        for name in self.fields:
+            if name not in row:
+                raise DataError(f"field {name!r} is missing; {self.name} needs {self._needs()}")
+        head, body, tail = self.template
+        texts = {name: row[name] for name in self.fields if isinstance(row[name], str)}
+        if body not in texts or not texts[body].strip():
+            raise DataError(f"field {body!r} is not a text, or empty")
+        return Example(
+            head=head.format(**texts),
+            body=texts[body].strip(),
+            tail=tail.format(**texts),
+            completion=self._completion(row),
+        )
+
+    def _completion(self, row: Row) -> str:
+        try:
+            text = self.completion(row)
+        except (KeyError, IndexError, TypeError) as error:
+            raise DataError(f"field {self.fields[-1]!r} is malformed ({error})") from None
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"field {self.fields[-1]!r} is not a text, or empty")
+        return text.strip()
+
+    def _needs(self) -> str:
+        return ", ".join(self.fields)
+
+
+def _first_answer(row: Row) -> str:
+    answers = row["answers"]
+    if isinstance(answers, Mapping):  # as the hub stores SQuAD: a dict of lists
+        return str(answers["text"][0])
+    return str(answers[0]["text"])
+
+
+def _label(row: Row) -> str:
+    label = row["label"]
+    if isinstance(label, bool) or not isinstance(label, int):
+        return label  # type: ignore[no-any-return]
+    return ("negative", "positive")[label] if label >= 0 else ""
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="qa",
+            fields=("context", "question", "answers"),
+            template=("Context: ", "context", "\nQuestion: {question}\nAnswer:\n"),
+            completion=_first_answer,
+            hub=HubData(
+                id="rajpurkar/squad",
+                config=None,
+                splits={"train": "train", "validation": "validation"},
+                columns={},
+            ),
+        ),
+        Task(
+            name="summarization",
+            fields=("document", "summary"),
+            template=("Document: ", "document", "\nSummary:\n"),
+            completion=lambda row: row["summary"],
+            hub=HubData(
+                id="abisee/cnn_dailymail",
+                config="3.0.0",
+                splits={"train": "train", "validation": "validation", "test": "test"},
+                columns={"article": "document", "highlights": "summary"},
+            ),
+        ),
+        Task(
+            name="sentiment",
+            fields=("text", "label"),
+            template=("Review: ", "text", "\nSentiment:\n"),
+            completion=_label,
+            hub=HubData(
+                id="stanfordnlp/sst2",
+                config=None,
+                splits={"train": "train", "validation": "validation"},
+                columns={"sentence": "text"},
+            ),
+        ),
+    )
+}
+
+
+def resolve(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task={name} is unknown; known: {', '.join(TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,92 @@
+"""The base model `tiny`: Llama-shaped, with a tokenizer, built on the spot from a fixed seed.
+
+It makes every command work in seconds without a download. Its weights are random, so it knows
+nothing; it learns because its residual stream is small and its output layer is not, so that an
+adapter's first steps already move the predictions. Once built it is a folder like any other.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from green_tune import samples
+from green_tune.tasks import TASKS
+
+VERSION = "1"  # change it with anything below: the folder is kept under this name
+SPECIAL = ("<pad>", "<s>", "</s>")
+CONFIG = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OUTPUT_STD = 0.125  # 1 / sqrt(hidden size): logits of order one from the start
+
+
+def folder() -> Path:
+    """The folder that holds `tiny`, built there first if need be (under a second)."""
+    place = _cache() / f"tiny-{VERSION}"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            built = build(Path(scratch) / place.name)
+            try:
+                built.rename(place)  # atomic: another process sees all of it or nothing
+            except OSError:
+                if not place.exists():  # else another process was first, with the same bytes
+                    raise
+    return place
+
+
+def build(target: Path) -> Path:
+    """Writes model and tokenizer into `target`; the same bytes every time."""
+    _tokenizer().save_pretrained(target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**CONFIG))
+        torch.nn.init.normal_(model.lm_head.weight, std=OUTPUT_STD)
+    model.save_pretrained(target)
+    return target
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained on the built-in sample; every text can be written in it."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        _texts(),
+        trainers.BpeTrainer(
+            vocab_size=CONFIG["vocab_size"],
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    pad, start, end = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=pad, bos_token=start, eos_token=end
+    )
+
+
+def _texts() -> list[str]:
+    examples = [
+        task.example(row) for task in TASKS.values() for row in samples.rows(task.name, "train")
+    ]
+    return [text for example in examples for text in (example.prompt, example.completion)]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "green-tune"

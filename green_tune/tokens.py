@@ -1,0 +1,83 @@
+"""Examples as token ids: what a model reads, and where its loss is taken.
+
+A prompt and its completion are tokenised apart and joined, so the boundary is exact with every
+tokenizer. It works on any tokenizer of transformers and imports none.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from green_tune.errors import DataError
+from green_tune.tasks import Example
+
+
+class Encoded(TypedDict):
+    """One example in tokens: [BOS] prompt completion [EOS].
+
+    The last `labelled` ids are the completion with its end token; `cut` is true when the long
+    field of the prompt was shortened to fit.
+    """
+
+    input_ids: list[int]
+    labelled: int
+    completion_bytes: int
+    cut: bool
+
+
+class Encoder:
+    """Turns examples into at most `max_seq_len` tokens each."""
+
+    def __init__(self, tokenizer: Any, max_seq_len: int) -> None:
+        self._tokenizer = tokenizer
+        self._max = max_seq_len
+        self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """The examples that fit, in order; too long ones lose the end of their long field.
+
+        An example whose completion and question alone do not fit is left out: its answer is
+        never cut, since a half answer teaches to stop in the middle.
+
+        Raises:
+            DataError: not one example fits.
+        """
+        prompts = self._ids([example.prompt for example in examples])
+        completions = self._ids([example.completion for example in examples])
+        triples = zip(examples, prompts, completions, strict=True)
+        encoded = [one for triple in triples if (one := self._join(*triple))]
+        if not encoded:
+            raise DataError(f"not one example fits into max_seq_len={self._max} tokens")
+        return encoded
+
+    def _join(self, example: Example, prompt: list[int], completion: list[int]) -> Encoded | None:
+        completion = completion + self._end
+        room = self._max - len(self._start) - len(completion)
+        cut = len(prompt) > room
+        if cut:
+            shortened = self._shorten(example, room)
+            if shortened is None:
+                return None
+            prompt = shortened
+        return Encoded(
+            input_ids=self._start + prompt + completion,
+            labelled=len(completion),
+            completion_bytes=len(example.completion.encode()),
+            cut=cut,
+        )
+
+    def _shorten(self, example: Example, room: int) -> list[int] | None:
+        """The longest prompt of at most `room` tokens, by halving; None where none fits."""
+        fitting = None
+        low, high = 0, len(example.body)
+        while low <= high:
+            kept = (low + high) // 2
+            ids = self._ids([example.head + example.body[:kept] + example.tail])[0]
+            if len(ids) <= room:
+                fitting, low = ids, kept + 1
+            else:
+                high = kept - 1
+        return fitting
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]

@@ -1,0 +1,274 @@
+"""The door to MLflow: runs as we write them and read them back.
+
+Everything goes through MlflowClient and explicit run ids: no active run, no global state, so a
+trial can never write into its parent. Under `mlflow run` the first run adopts the one that the
+launcher made. It does not know what is trained or measured, only how it is called in the store.
+"""
+
+import logging
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    RunStatus,
+    RunTag,
+    ViewType,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+
+from green_tune.errors import ConfigError, StoreError
+from green_tune.results import RunRecord
+
+log = logging.getLogger(__name__)
+
+PARENT = "mlflow.parentRunId"
+KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
+STATUS, ERROR, FRONT = "green_tune.status", "green_tune.error", "green_tune.front"
+KINDS = ("train", "trial")  # what is compared; a sweep's own run holds their totals
+FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
+PAGE = 1000
+
+
+class Run:
+    """One run that is being written. Metrics are buffered; `flush` and the end write them."""
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, name: str) -> None:
+        self._client = client
+        self.id = run_id
+        self.experiment_id = experiment_id
+        self.name = name
+        self._buffer: list[Metric] = []
+        self._flushed_s = time.monotonic()
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Writes those params that are not there yet: `mlflow run` has logged what was typed.
+
+        A param is written once; MLflow would drop the whole call for one that differs.
+        """
+        there = self._client.get_run(self.id).data.params
+        new = [Param(key, value) for key, value in params.items() if key not in there]
+        for start in range(0, len(new), 100):
+            self._client.log_batch(self.id, params=new[start : start + 100])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Writes or overwrites tags."""
+        self._client.log_batch(self.id, tags=[RunTag(key, text) for key, text in tags.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Notes metrics with the time of now; they reach the store within seconds."""
+        now_ms = int(time.time() * 1000)
+        self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
+        if len(self._buffer) >= FLUSH_POINTS or time.monotonic() - self._flushed_s > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is buffered; what could not be written stays buffered."""
+        while self._buffer:
+            self._client.log_batch(self.id, metrics=self._buffer[:FLUSH_POINTS])
+            del self._buffer[:FLUSH_POINTS]
+        self._flushed_s = time.monotonic()
+
+    def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
+        """Names the data set that this run read."""
+        dataset = Dataset(name, digest, source_type="green-tune", source=f'{{"source": "{source}"}}')
+        tags = [InputTag("mlflow.data.context", context)]
+        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Copies a folder to the run's artifacts."""
+        self._client.log_artifacts(self.id, str(folder), name)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Writes a text as an artifact."""
+        self._client.log_text(self.id, text, name)
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        """Writes a matplotlib figure as an artifact."""
+        self._client.log_figure(self.id, figure, name)
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Writes rows as a table artifact, which the MLflow UI shows as a table."""
+        if rows:
+            columns = {key: [row[key] for row in rows] for key in rows[0]}
+            self._client.log_table(self.id, columns, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Which runs to read back; an empty field selects all. Times are in UTC."""
+
+    model: str = ""
+    task: str = ""
+    gpu: str = ""
+    study: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    kinds: Sequence[str] = KINDS
+
+    def filters(self) -> list[str]:
+        """MLflow filter strings, one for each kind: its grammar knows no OR."""
+        equal = {
+            "tags.base_model": self.model,
+            "params.task": self.task,
+            f"tags.`{STUDY}`": self.study,
+        }
+        terms = [f"{key} = {_quoted(text)}" for key, text in equal.items() if text]
+        if self.gpu:  # a family selects its variants: a100 finds a100-40
+            terms.append(f"tags.gpu_type LIKE {_quoted(self.gpu.lower() + '%')}")
+        for sign, moment in ((">=", self.since), ("<", self.until)):
+            if moment:
+                terms.append(f"attributes.start_time {sign} {int(moment.timestamp() * 1000)}")
+        return [" AND ".join([f"tags.`{KIND}` = '{kind}'", *terms]) for kind in self.kinds]
+
+
+class Tracker:
+    """The store of runs behind one MLflow tracking URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            self._client = MlflowClient(uri)
+            self.experiment_id = self._experiment()
+        except MlflowException as error:
+            raise StoreError(f"the tracking store {uri} cannot be used: {_line(error)}") from error
+
+    @contextmanager
+    def run(
+        self,
+        kind: str,
+        name: str,
+        *,
+        asked: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        parent: Run | None = None,
+    ) -> Iterator[Run]:
+        """A run for the time of a block, closed with how the block ended.
+
+        FINISHED; FAILED with the error as a tag; KILLED when it was asked to stop. The tag
+        green_tune.status repeats it, because the launcher of `mlflow run` overwrites the status.
+        """
+        run = self._open(name, {KIND: kind} | dict(tags or {}), parent)
+        if asked:  # as the launcher logs it, so that both ways of starting leave the same run
+            run.log_params({key: shlex.quote(text) for key, text in asked.items()})
+        try:
+            yield run
+        except KeyboardInterrupt as stop:
+            self._close(run, "KILLED", str(stop) or "stopped by Ctrl-C")
+            raise
+        except BaseException as error:
+            self._close(run, "FAILED", f"{type(error).__name__}: {error}")
+            raise
+        self._close(run, "FINISHED")
+
+    @contextmanager
+    def adopted(self, kind: str, name: str, asked: Mapping[str, str]) -> Iterator[None]:
+        """A run for a command that only reads: the launcher's, where there is one, else none."""
+        if "MLFLOW_RUN_ID" not in os.environ:
+            yield
+            return
+        with self.run(kind, name, asked=asked):
+            yield
+
+    def get(self, run_id: str) -> RunRecord:
+        """One run as it stands in the store."""
+        return _record(self._client.get_run(run_id))
+
+    def find(self, query: Query) -> list[RunRecord]:
+        """The runs that `query` selects, in all experiments, oldest first."""
+        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        records = [r for text in query.filters() for r in self._search(experiments, text)]
+        return sorted(records, key=lambda record: record.started)
+
+    def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the experiment that this tracker writes to."""
+        for key, text in tags.items():
+            self._client.set_experiment_tag(self.experiment_id, key, text)
+
+    def mark_front(self, records: Sequence[RunRecord], front: Sequence[RunRecord]) -> None:
+        """Tags each record with whether it is on the front, where that has changed."""
+        on_front = {record.run_id for record in front}
+        for record in records:
+            text = str(record.run_id in on_front).lower()
+            if record.tags.get(FRONT) != text:
+                self._client.set_tag(record.run_id, FRONT, text)
+
+    def _search(self, experiments: Sequence[str], text: str) -> Iterator[RunRecord]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                experiments, text, ViewType.ACTIVE_ONLY, max_results=PAGE, page_token=token
+            )
+            yield from map(_record, page)
+            if not (token := page.token):
+                return
+
+    def _experiment(self) -> str:
+        """As MLflow chooses it: by id, by name (made if need be), or the default one."""
+        if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return experiment_id
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(name))
+
+    def _open(self, name: str, tags: Mapping[str, str], parent: Run | None) -> Run:
+        adopted = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
+        if adopted:
+            experiment_id = self._client.get_run(adopted).info.experiment_id
+            run = Run(self._client, adopted, experiment_id, name)
+            run.set_tags(dict(tags) | {"mlflow.runName": name})
+            return run
+        lineage = {PARENT: parent.id} if parent else {}
+        made = self._client.create_run(
+            self.experiment_id, tags=resolve_tags() | lineage | tags, run_name=name
+        )
+        return Run(self._client, made.info.run_id, self.experiment_id, name)
+
+    def _close(self, run: Run, status: str, error: str = "") -> None:
+        run.flush()
+        run.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
+        self._client.set_terminated(run.id, RunStatus.to_string(RunStatus.from_string(status)))
+
+
+def _record(run: Any) -> RunRecord:
+    tags = dict(run.data.tags)
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        kind=tags.get(KIND, ""),
+        status=tags.get(STATUS, run.info.status),
+        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+        parent_id=tags.get(PARENT, ""),
+        params={key: _unquoted(text) for key, text in run.data.params.items()},
+        metrics=dict(run.data.metrics),
+        tags=tags,
+    )
+
+
+def _unquoted(text: str) -> str:
+    """A param as it was meant; the launcher stores it quoted for the shell."""
+    return shlex.split(text)[0] if text.startswith("'") and text.endswith("'") else text
+
+
+def _quoted(text: str) -> str:
+    if "'" in text:
+        raise ConfigError(f"a filter cannot hold a quotation mark: {text}")
+    return f"'{text}'"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

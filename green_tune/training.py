@@ -1,0 +1,404 @@
+"""The door to torch, transformers and peft: a base model, a LoRA adapter on it, and its training.
+
+`load` gives a FineTuner; `fit` trains and validates it; `save` writes the adapter. It does not
+know MLflow, Optuna or what a kilowatt-hour is: it reports steps and losses to its caller.
+"""
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from green_tune import tiny
+from green_tune.config import TrainConfig
+from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory, TrainingDiverged
+from green_tune.hardware import Device
+from green_tune.job import Job
+from green_tune.results import TrainResult
+from green_tune.tokens import Encoded, Encoder
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IGNORED = -100  # torch's mark for positions without a label
+LOGGED_POINTS = 200  # of the loss curve; each costs a device synchronisation
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a training is; `metrics` holds what was measured at this step."""
+
+    step: int
+    steps: int
+    tokens: int
+    metrics: dict[str, float]
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that shape a result, and the device's driver side."""
+    import accelerate
+    import peft
+
+    libraries = (torch, transformers, peft, accelerate)
+    found = {library.__name__: str(library.__version__) for library in libraries}
+    return found | ({"cuda": str(torch.version.cuda)} if torch.version.cuda else {})
+
+
+def load(job: Job) -> "FineTuner":
+    """The base model of a job with a fresh adapter, on its device.
+
+    Raises:
+        HardwareMismatch: this torch cannot use the device.
+        ModelError: the base model cannot be loaded.
+        OutOfMemory: it does not fit.
+    """
+    device = _open(job.device)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
+    with _named_out_of_memory(job):
+        base, tokenizer = _load_base(job)
+        model = get_peft_model(base, _lora(job.config)).to(device)
+    return FineTuner(job, model, tokenizer)
+
+
+def _open(device: Device) -> torch.device:
+    """The torch device, with every other GPU hidden from torch so that none is used unasked."""
+    if device.kind == "cpu":
+        return torch.device("cpu")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)
+    if not torch.cuda.is_available():
+        raise HardwareMismatch(
+            f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
+            "or train on the CPU with gpu=cpu"
+        )
+    return torch.device("cuda")
+
+
+def _load_base(job: Job) -> tuple[Any, Any]:
+    place = str(tiny.folder()) if job.source.kind == "built" else job.source.place
+    revision = {"revision": job.commit} if job.commit else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **revision)
+        base = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=DTYPES[job.plan.precision],
+            attn_implementation=job.plan.attention,
+            **revision,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
+    return base, tokenizer
+
+
+def _lora(config: TrainConfig) -> LoraConfig:
+    targets = config.lora_targets
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+    )
+
+
+class FineTuner:
+    """A base model with a LoRA adapter, ready to be trained once."""
+
+    def __init__(self, job: Job, model: PeftModel, tokenizer: Any) -> None:
+        self._job = job
+        self._model = model
+        self._pad_id = tokenizer.pad_token_id or 0
+        self.max_seq_len = _context(model, job.config.max_seq_len)
+        encoder = Encoder(tokenizer, self.max_seq_len)
+        self.train = encoder.encode(job.data.train)
+        self.validation = encoder.encode(job.data.validation)
+        self.fits = {
+            "train": Fit.of(self.train, len(job.data.train)),
+            "validation": Fit.of(self.validation, len(job.data.validation)),
+        }
+
+    def fit(self, on_progress: OnProgress) -> TrainResult:
+        """Trains for the configured epochs; validates before, during and at the end.
+
+        Raises:
+            TrainingDiverged: the loss is no longer a finite number.
+            OutOfMemory: a micro-batch does not fit on the device.
+        """
+        collator = _Collator(self._pad_id)
+        watcher = _Watcher(self, collator, on_progress)
+        with tempfile.TemporaryDirectory() as folder, _named_out_of_memory(self._job):
+            trainer = Trainer(
+                model=self._model,
+                args=_arguments(self._job, folder, self.steps),
+                train_dataset=self.train,
+                data_collator=collator,
+                callbacks=[watcher],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        return self._result(watcher, collator)
+
+    @property
+    def evals(self) -> int:
+        """Validations of the whole training, besides the one before it."""
+        return self._job.config.evals
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        plan = self._job.plan
+        micro_batches = math.ceil(len(self.train) / plan.micro_batch_size)
+        return math.ceil(micro_batches / plan.accumulation) * self._job.config.epochs
+
+    def validate(self) -> "Validation":
+        """The loss over the whole validation set, exact for every batch size.
+
+        Sum of the completion tokens' negative log-likelihoods over their number, in nats: the
+        mean of batch means, which Trainer reports, would move with the batch size.
+        """
+        self._model.eval()
+        total = 0.0
+        by_length = sorted(self.validation, key=lambda e: len(e["input_ids"]))
+        collator = _Collator(self._pad_id)
+        size = self._job.plan.micro_batch_size
+        with torch.inference_mode(), _named_out_of_memory(self._job):
+            for start in range(0, len(by_length), size):
+                batch = collator(by_length[start : start + size])
+                total += self._summed_loss({k: v.to(self._model.device) for k, v in batch.items()})
+        self._model.train()
+        labels = sum(example["labelled"] for example in self.validation)
+        text_bytes = sum(example["completion_bytes"] for example in self.validation)
+        return Validation(loss=total / labels, bits_per_byte=total / math.log(2) / text_bytes)
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter alone, as safetensors, and names its base as it was asked for."""
+        config = self._model.peft_config["default"]
+        source = self._job.source
+        config.base_model_name_or_path = source.place if source.kind == "hub" else source.name
+        config.revision = self._job.commit or None
+        self._model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty form: says nothing
+
+    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
+        labels = batch.pop("labels")[:, 1:]
+        logits = self._model(**batch, use_cache=False).logits[:, :-1]
+        labelled = labels != IGNORED
+        loss = torch.nn.functional.cross_entropy(
+            logits[labelled].float(), labels[labelled], reduction="sum"
+        )
+        return float(loss)
+
+    def _result(self, watcher: "_Watcher", collator: "_Collator") -> TrainResult:
+        first, last = watcher.validations[0], watcher.validations[-1]
+        peak = torch.cuda.max_memory_allocated() if self._job.device.kind == "cuda" else 0
+        return TrainResult(
+            val_loss=last.loss,
+            val_bits_per_byte=last.bits_per_byte,
+            start_val_loss=first.loss,
+            train_loss=watcher.train_loss,
+            steps=self.steps,
+            train_tokens=collator.tokens,
+            trainable_parameters=self._model.num_parameters(only_trainable=True),
+            memory_peak_gib=peak / GIB,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a split's examples fit into the model: all, those that lost text, those left out."""
+
+    total: int
+    cut: int
+    dropped: int
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded], total: int) -> "Fit":
+        """Counts what became of `total` examples."""
+        cut = sum(example["cut"] for example in encoded)
+        return cls(total=total, cut=cut, dropped=total - len(encoded))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """One pass over the validation set."""
+
+    loss: float
+    bits_per_byte: float
+
+
+def _context(model: Any, asked: int) -> int:
+    """At most what the base model was built for."""
+    limit = int(getattr(model.config, "max_position_embeddings", None) or asked)
+    if asked > limit:
+        log.warning("max_seq_len=%d is lowered to the model's context of %d tokens", asked, limit)
+    return min(asked, limit)
+
+
+class _Collator:
+    """Pads a micro-batch to its longest example, and counts the tokens that are not padding."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._pad_id = pad_id
+        self.tokens = 0
+
+    def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        width = max(len(example["input_ids"]) for example in examples)
+        self.tokens += sum(len(example["input_ids"]) for example in examples)
+        return {
+            "input_ids": _padded([e["input_ids"] for e in examples], width, self._pad_id),
+            "attention_mask": _padded([[1] * len(e["input_ids"]) for e in examples], width, 0),
+            "labels": _padded([_labels(e) for e in examples], width, IGNORED),
+        }
+
+
+def _labels(example: Encoded) -> list[int]:
+    """The completion's tokens; the prompt carries no loss."""
+    unlabelled = len(example["input_ids"]) - example["labelled"]
+    return [IGNORED] * unlabelled + example["input_ids"][unlabelled:]
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+
+class _Watcher(TrainerCallback):  # type: ignore[misc]
+    """Validates at evenly spaced steps, reports progress, and stops a diverged training."""
+
+    def __init__(self, tuner: FineTuner, collator: _Collator, on_progress: OnProgress) -> None:
+        self._tuner = tuner
+        self._collator = collator
+        self._on_progress = on_progress
+        self.validations: list[Validation] = []
+        self.train_loss = math.nan
+        self._training_s = 0.0
+        self._resumed_s = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._validate(state)
+        self._resumed_s = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._is_due(state):
+            control.should_log = True  # the loss curve has a point wherever there is a validation
+        else:
+            self._report(state, {})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        self.train_loss = float(logs["loss"])
+        _check_finite("loss", self.train_loss, state.global_step)
+        self._report(state, self._speed() | _floats(logs, ("loss", "learning_rate", "grad_norm")))
+        if self._is_due(state):
+            self._training_s += time.perf_counter() - self._resumed_s
+            self._validate(state)
+            self._resumed_s = time.perf_counter()
+
+    def _is_due(self, state: Any) -> bool:
+        done, before = state.global_step, state.global_step - 1
+        evals = self._tuner.evals
+        return bool(done * evals // state.max_steps > before * evals // state.max_steps)
+
+    def _speed(self) -> dict[str, float]:
+        """Tokens per second of training, validations left out."""
+        seconds = self._training_s + time.perf_counter() - self._resumed_s
+        return {"tokens_per_s": self._collator.tokens / seconds}
+
+    def _validate(self, state: Any) -> None:
+        validation = self._tuner.validate()
+        _check_finite("validation loss", validation.loss, state.global_step)
+        self.validations.append(validation)
+        metrics = {"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte}
+        self._report(state, metrics)
+
+    def _report(self, state: Any, metrics: dict[str, float]) -> None:
+        progress = Progress(
+            step=state.global_step,
+            steps=state.max_steps,
+            tokens=self._collator.tokens,
+            metrics=metrics,
+        )
+        self._on_progress(progress)
+
+
+def _floats(logs: Any, names: Sequence[str]) -> dict[str, float]:
+    known_as = {"loss": "train_loss"}
+    return {known_as.get(name, name): float(logs[name]) for name in names if name in logs}
+
+
+def _check_finite(what: str, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the {what} is {loss} at step {step}: a lower learning_rate helps")
+
+
+def _arguments(job: Job, folder: str, steps: int) -> TrainingArguments:
+    config, plan = job.config, job.plan
+    on_gpu = job.device.kind == "cuda"
+    schedule = {"constant": "constant_with_warmup"}.get(config.lr_scheduler, config.lr_scheduler)
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=plan.precision == "bf16",
+        fp16=plan.precision == "fp16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        train_sampling_strategy="group_by_length",  # a third less padding than batches by chance
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=max(1, steps // LOGGED_POINTS),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen, not smoothed
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],  # "all" would start a second, online emissions tracker
+        disable_tqdm=True,
+    )
+
+
+@contextmanager
+def _named_out_of_memory(job: Job) -> Iterator[None]:
+    """Gives an out-of-memory its own name, with what would help."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no type of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"{job.source.name} does not fit into {job.device} with batch_size="
+            f"{job.plan.micro_batch_size}, max_seq_len={job.config.max_seq_len}: lower one of "
+            "them, or set gradient_checkpointing=true"
+        ) from error
