@@ -1,6 +1,6 @@
 """`mlflow run . -e compare`: runs read back from the store, side by side, the front marked."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

@@ -30,7 +30,8 @@ def _sweep(asked: dict[str, str]) -> None:
     base, space = spaces.split({name: text for name, text in asked.items() if name not in ours})
     job = jobs.prepare(base)
     store.check_reachable(store.study_url())
-    config = replace(config, study=_study_name(config, job))
+    name = _study_name(config.study, job.source.name, job.task.name, job.device.gpu_type)
+    config = replace(config, study=name)
 
     from green_tune import report, views
     from green_tune.emissions import Meter
@@ -71,10 +72,8 @@ def _sweep(asked: dict[str, str]) -> None:
         raise RunFailed(f"no trial of {config.study} finished; each one's reason is in its run")
 
 
-def _study_name(config: SweepConfig, job: "jobs.Job") -> str:  # noqa: F821
-    if config.study != "auto":
-        return config.study
-    return f"{job.source.name}-{job.task.name}-{job.device.gpu_type}-{datetime.now():%y%m%d-%H%M%S}"
+def _study_name(asked: str, *parts: str) -> str:
+    return asked if asked != "auto" else "-".join([*parts, f"{datetime.now():%y%m%d-%H%M%S}"])
 
 
 if __name__ == "__main__":

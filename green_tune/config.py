@@ -68,9 +68,7 @@ class TrainConfig(Options):
     )
     epochs: int = option(1, "Passes over the training data.", low=1, high=1000)
     batch_size: int = option(8, "Examples of one forward pass.", low=1, high=4096)
-    accumulation_steps: int = option(
-        1, "Forward passes of one optimiser step.", low=1, high=4096
-    )
+    accumulation_steps: int = option(1, "Forward passes of one optimiser step.", low=1, high=4096)
     learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", low=1e-9, high=10.0)
     warmup_steps: int = option(5, "Optimiser steps up to the peak.", low=0, high=1_000_000)
     lr_scheduler: str = option(
@@ -79,8 +77,8 @@ class TrainConfig(Options):
     weight_decay: float = option(0.0, "AdamW's weight decay.", low=0.0, high=10.0)
     max_grad_norm: float = option(1.0, "Gradient clipping.", low=1e-6, high=1e6)
     lora_rank: int = option(16, "Rank of the adapter.", low=1, high=4096)
-    lora_alpha: float = option(
-        32.0, "Scaling: updates are multiplied by alpha / rank.", low=1e-6, high=1e6
+    lora_alpha: int = option(
+        32, "Scaling: updates are multiplied by alpha / rank.", low=1, high=1_000_000
     )
     lora_dropout: float = option(
         0.0, "Dropout before the adapter; costs time and memory.", low=0.0, high=0.99
@@ -93,9 +91,7 @@ class TrainConfig(Options):
         512, "Tokens of an example; what is longer is cut.", low=16, high=1_000_000
     )
     max_train_examples: int = option(0, "Use only the first n; 0 for all.", low=0)
-    max_eval_examples: int = option(
-        256, "Validate on the first n; 0 for all.", low=0
-    )
+    max_eval_examples: int = option(256, "Validate on the first n; 0 for all.", low=0)
     evals: int = option(
         4, "Validations spread over the run, besides the one before it.", low=1, high=1000
     )

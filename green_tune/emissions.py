@@ -83,7 +83,7 @@ class Meter:
         except MeasurementError as error:
             if not quiet:  # else the block's own error is the one to report
                 raise
-            log.error("%s", error)
+            log.warning("%s", error)
 
     def _footprint(self, tracker: Any, runtime_h: float) -> Footprint:
         data = getattr(tracker, "final_emissions_data", None)
@@ -148,7 +148,7 @@ EVERY_OTHER_SETTING: dict[str, Any] = {
 }
 
 
-class _Live(BaseOutput):  # type: ignore[misc]
+class _Live(BaseOutput):
     """Hands each sample's total to the window; must never raise, or the total is lost."""
 
     def __init__(self, window: Window) -> None:

@@ -72,7 +72,9 @@ def describe(job: Job, run: Run) -> None:
     }
     versions = {f"version.{name}": text for name, text in training.versions().items()}
     run.set_tags({key: text for key, text in (tags | versions).items() if text})
-    run.log_dataset(f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training")
+    run.log_dataset(
+        f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training"
+    )
 
 
 def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
@@ -104,7 +106,8 @@ class _Bar:
             total=steps,
             file=sys.stderr,
             leave=False,
-            **({} if sys.stderr.isatty() else {"delay": 30, "mininterval": 60}),  # for log files
+            delay=0 if sys.stderr.isatty() else 30,  # a log file wants few lines
+            mininterval=0.2 if sys.stderr.isatty() else 60,
             bar_format="{desc}: {percentage:3.0f}% |{bar}| {n}/{total} [{remaining}] {postfix}",
             dynamic_ncols=True,
         )

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -42,7 +42,18 @@ FIGURES = (
     "energy_modelled_share",
 )
 TAGS = ("gpu_type", "device", "data_digest", "intensity_g_per_kwh", "intensity_assumed")
-OF_RUN = ("run_id", "run_name", "kind", "status", "started", "front", "model", "task", "study", "trial")
+OF_RUN = (
+    "run_id",
+    "run_name",
+    "kind",
+    "status",
+    "started",
+    "front",
+    "model",
+    "task",
+    "study",
+    "trial",
+)
 COLUMNS = (*OF_RUN, *FIGURES, *TAGS, *HYPERPARAMETERS)
 
 
@@ -61,7 +72,9 @@ def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
     """A sweep's trials, one a line, those on the front marked."""
-    table = _table("#", "", "val loss", f"g CO2e{_star(records)}", "time", *HYPERPARAMETERS.values())
+    table = _table(
+        "#", "", "val loss", f"g CO2e{_star(records)}", "time", *HYPERPARAMETERS.values()
+    )
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
         table.add_row(

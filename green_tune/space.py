@@ -76,7 +76,7 @@ def split(asked: Mapping[str, str]) -> tuple[TrainConfig, dict[str, Dimension]]:
     Raises:
         ConfigError: a value or a bound is wrong, a range is upside down, or nothing varies.
     """
-    asked = defaults() | asked
+    asked = {**defaults(), **asked}
     for name, text in asked.items():
         if name in _SPECS and name not in SPACE and ".." in text and _SPECS[name].type is not str:
             raise ConfigError(f"{name} does not vary in a sweep; what varies: {', '.join(SPACE)}")

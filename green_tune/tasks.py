@@ -97,10 +97,11 @@ def _first_answer(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
+    """A label as a word; hub data sets number theirs, and give -1 where it is kept secret."""
     label = row["label"]
-    if isinstance(label, bool) or not isinstance(label, int):
-        return label  # type: ignore[no-any-return]
-    return ("negative", "positive")[label] if label >= 0 else ""
+    if isinstance(label, int) and label in (0, 1):
+        return ("negative", "positive")[label]
+    return label if isinstance(label, str) else ""
 
 
 TASKS = {

@@ -8,6 +8,7 @@ adapter's first steps already move the predictions. Once built it is a folder li
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,7 +19,7 @@ from green_tune.tasks import TASKS
 
 VERSION = "1"  # change it with anything below: the folder is kept under this name
 SPECIAL = ("<pad>", "<s>", "</s>")
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -76,7 +77,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         ),
     )
     pad, start, end = SPECIAL
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, pad_token=pad, bos_token=start, eos_token=end
     )
 

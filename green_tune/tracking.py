@@ -84,7 +84,9 @@ class Run:
 
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Names the data set that this run read."""
-        dataset = Dataset(name, digest, source_type="green-tune", source=f'{{"source": "{source}"}}')
+        dataset = Dataset(
+            name, digest, source_type="green-tune", source=f'{{"source": "{source}"}}'
+        )
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
@@ -206,7 +208,7 @@ class Tracker:
             if record.tags.get(FRONT) != text:
                 self._client.set_tag(record.run_id, FRONT, text)
 
-    def _search(self, experiments: Sequence[str], text: str) -> Iterator[RunRecord]:
+    def _search(self, experiments: list[str], text: str) -> Iterator[RunRecord]:
         token = None
         while True:
             page = self._client.search_runs(

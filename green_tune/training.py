@@ -75,8 +75,8 @@ def load(job: Job) -> "FineTuner":
         OutOfMemory: it does not fit.
     """
     device = _open(job.device)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
     with _named_out_of_memory(job):
         base, tokenizer = _load_base(job)
@@ -287,7 +287,7 @@ def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Ten
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
 
 
-class _Watcher(TrainerCallback):  # type: ignore[misc]
+class _Watcher(TrainerCallback):
     """Validates at evenly spaced steps, reports progress, and stops a diverged training."""
 
     def __init__(self, tuner: FineTuner, collator: _Collator, on_progress: OnProgress) -> None:
@@ -309,7 +309,8 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         else:
             self._report(state, {})
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
         if "loss" not in logs:  # the summary at the end
             return
         self.train_loss = float(logs["loss"])
