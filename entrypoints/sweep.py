@@ -36,9 +36,10 @@ def _sweep(asked: dict[str, str]) -> None:
     from green_tune import report, views
     from green_tune.emissions import Meter
     from green_tune.experiment import describe, run_experiment
-    from green_tune.sweep import Objectives, run_sweep
+    from green_tune.sweep import Objectives, open_study, run_sweep
     from green_tune.tracking import STUDY, TRIAL, Query, Tracker
 
+    search = open_study(job, space, config, store.study_url())
     tracker = Tracker(store.tracking_uri())
     meter = Meter(job.device, job.intensity)
     study = {STUDY: config.study}
@@ -57,7 +58,7 @@ def _sweep(asked: dict[str, str]) -> None:
             )
 
         try:
-            run_sweep(job, space, config, url=store.study_url(), experiment=trial)
+            run_sweep(search, job, space, config.trials, trial)
         finally:  # what was found and spent is kept, however the sweep ends
             records = tracker.find(Query(study=config.study, kinds=("trial",)))
             tracker.mark_front(records, report.fronts(records))
@@ -65,7 +66,7 @@ def _sweep(asked: dict[str, str]) -> None:
             parent.log_table(report.rows(records), "trials.json")
             parent.log_table(report.rows(report.fronts(records)), "front.json")
             parent.log_figure(report.front_figure(records, config.study), "front.png")
-            click.echo(report.sweep_summary(records, config.study))
+            click.echo(report.sweep_summary(records, config.study, config.trials))
             link = views.study_link(tracker.uri, parent.experiment_id, config.study)
             click.echo(views.where(tracker.uri, link))
     if not report.fronts(records):

@@ -17,6 +17,8 @@ Stopped is a KeyboardInterrupt: Ctrl-C and SIGTERM end a run the same way.
 Anything else is a bug and keeps its traceback.
 """
 
+import signal
+
 
 class GreenTuneError(Exception):
     """Base of all errors that are shown to a user as one line."""
@@ -73,5 +75,5 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number

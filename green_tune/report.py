@@ -163,11 +163,13 @@ def trial_line(record: RunRecord) -> str:
     )
 
 
-def sweep_summary(records: Sequence[RunRecord], study: str, width: int = 80) -> str:
-    """What a sweep found and what it cost, on one screen."""
+def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: int = 80) -> str:
+    """What a sweep found and what it cost, on one screen, and how to go on where it was stopped."""
     failed = sum(record.status != "FINISHED" for record in records)
+    resume = [f"Stopped before {asked} trials; go on with -P study={study}"]
     lines = [
         f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
+        *(resume if len(records) < asked else []),
         trials_table(records, width),
         f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
         *_footnotes(records),

@@ -6,18 +6,16 @@ trial is trained, measured and tracked is the `experiment` function that it is g
 
 import hashlib
 import logging
-import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
+from green_tune import worker
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed, StoreError
 from green_tune.job import Job
@@ -27,6 +25,7 @@ log = logging.getLogger(__name__)
 
 OBJECTIVES = ("val_loss", "emissions_kg")
 START_TRIALS = 5  # Optuna's own default of 10 would make a sweep of 10 a random search
+WORKER = "worker"
 ENDED = (TrialState.COMPLETE, TrialState.FAIL)
 
 Space = Mapping[str, Dimension]
@@ -43,36 +42,13 @@ class Objectives:
 Experiment = Callable[[Job, int], Objectives]
 
 
-def run_sweep(
-    job: Job, space: Space, sweep: SweepConfig, *, url: str, experiment: Experiment
-) -> None:
-    """Runs trials until the study has as many as were asked for, failed ones included.
-
-    A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
-    study and the sweep goes on; anything else ends the sweep.
+def open_study(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.Study:
+    """The study of a sweep, made or resumed; what dead processes left running in it is failed.
 
     Raises:
         ConfigError: a study of this name searched something else.
         StoreError: the study's storage cannot be used.
     """
-    study = _open(job, space, sweep, url)
-    while len(study.get_trials(deepcopy=False, states=ENDED)) < sweep.trials:
-        trial = study.ask()
-        trial.set_user_attr("worker", _worker())
-        config = _suggest(trial, space, job.config)
-        try:
-            objectives = experiment(job.with_config(config), trial.number)
-        except RunFailed as error:
-            log.warning("trial %d failed: %s", trial.number, error)
-            study.tell(trial, state=TrialState.FAIL)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-        else:
-            study.tell(trial, [objectives.val_loss, objectives.emissions_kg])
-
-
-def _open(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(
@@ -87,10 +63,34 @@ def _open(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.Study:
     with _experimental():
         study.set_metric_names(list(OBJECTIVES))
     _check_same(study, _identity(job, space))
-    _close_dead_trials(study)
+    _fail_dead_trials(study)
     # Trials so far go into the seed: else a resumed sweep would repeat its first proposals.
     study.sampler = _sampler(sweep.sampler, job.config.seed, len(study.trials))
     return study
+
+
+def run_sweep(
+    study: optuna.Study, job: Job, space: Space, trials: int, experiment: Experiment
+) -> None:
+    """Runs trials until the study has as many as were asked for, failed ones included.
+
+    A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
+    study and the sweep goes on; anything else ends the sweep.
+    """
+    while len(study.get_trials(deepcopy=False, states=ENDED)) < trials:
+        trial = study.ask()
+        trial.set_user_attr(WORKER, worker.this())
+        config = _suggest(trial, space, job.config)
+        try:
+            objectives = experiment(job.with_config(config), trial.number)
+        except RunFailed as error:
+            log.warning("trial %d failed: %s", trial.number, error)
+            study.tell(trial, state=TrialState.FAIL)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            study.tell(trial, [objectives.val_loss, objectives.emissions_kg])
 
 
 def _identity(job: Job, space: Space) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _check_same(study: optuna.Study, identity: Mapping[str, str]) -> None:
     if before is None:
         study.set_user_attr("identity", dict(identity))
         return
-    for name in sorted(identity.keys() | before.keys()):
+    for name in {**before, **identity}:
         if (was := before.get(name)) != (now := identity.get(name)):
             raise ConfigError(
                 f"study {study.study_name} was made with {name}={was}, now it is {now}; "
@@ -114,17 +114,11 @@ def _check_same(study: optuna.Study, identity: Mapping[str, str]) -> None:
             )
 
 
-def _close_dead_trials(study: optuna.Study) -> None:
+def _fail_dead_trials(study: optuna.Study) -> None:
     """A trial whose process is gone will never be told: it failed."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, pid = trial.user_attrs.get("worker", ":0").partition(":")
-        if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+        if worker.is_dead(trial.user_attrs.get(WORKER, "")):
             study.tell(trial.number, state=TrialState.FAIL)
-            log.warning("trial %d of an earlier sweep was interrupted", trial.number)
-
-
-def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:

@@ -23,13 +23,13 @@ from mlflow.entities import (
     InputTag,
     Metric,
     Param,
-    RunStatus,
     RunTag,
     ViewType,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
+from green_tune import worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.results import RunRecord
 
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
 STATUS, ERROR, FRONT = "green_tune.status", "green_tune.error", "green_tune.front"
+WORKER = "green_tune.worker"
 KINDS = ("train", "trial")  # what is compared; a sweep's own run holds their totals
 FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
 PAGE = 1000
@@ -145,6 +146,7 @@ class Tracker:
         try:
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
+            self._close_dead()
         except MlflowException as error:
             raise StoreError(f"the tracking store {uri} cannot be used: {_line(error)}") from error
 
@@ -163,7 +165,7 @@ class Tracker:
         FINISHED; FAILED with the error as a tag; KILLED when it was asked to stop. The tag
         green_tune.status repeats it, because the launcher of `mlflow run` overwrites the status.
         """
-        run = self._open(name, {KIND: kind} | dict(tags or {}), parent)
+        run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
         if asked:  # as the launcher logs it, so that both ways of starting leave the same run
             run.log_params({key: shlex.quote(text) for key, text in asked.items()})
         try:
@@ -191,7 +193,7 @@ class Tracker:
 
     def find(self, query: Query) -> list[RunRecord]:
         """The runs that `query` selects, in all experiments, oldest first."""
-        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        experiments = self._experiments()
         records = [r for text in query.filters() for r in self._search(experiments, text)]
         return sorted(records, key=lambda record: record.started)
 
@@ -218,6 +220,18 @@ class Tracker:
             if not (token := page.token):
                 return
 
+    def _close_dead(self) -> None:
+        """Closes the runs that a killed process of this machine left open."""
+        text = "attributes.status = 'RUNNING'"
+        for record in self._search(self._experiments(), text):
+            if worker.is_dead(record.tags.get(WORKER, "")):
+                log.warning("run %s was left open by a process that died: closed", record.name)
+                run = Run(self._client, record.run_id, "", record.name)
+                self._close(run, "KILLED", "its process died")
+
+    def _experiments(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self._client.search_experiments()]
+
     def _experiment(self) -> str:
         """As MLflow chooses it: by id, by name (made if need be), or the default one."""
         if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
@@ -243,7 +257,7 @@ class Tracker:
     def _close(self, run: Run, status: str, error: str = "") -> None:
         run.flush()
         run.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
-        self._client.set_terminated(run.id, RunStatus.to_string(RunStatus.from_string(status)))
+        self._client.set_terminated(run.id, status)
 
 
 def _record(run: Any) -> RunRecord:

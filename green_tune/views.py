@@ -1,51 +1,60 @@
 """Links into the MLflow UI that land on a study's trials, and the view that they open there.
 
 The UI opens in a mode that hides runs, so each link asks for the other one. The prepared view
-is an experiment tag in the UI's own format, which is not documented: without it, the link still
-opens on the right runs.
+is an experiment tag in the UI's own format, which is not documented; these are its traps:
+
+- A filter in the link would switch the view off, so the link has its key alone, and the tag is
+  written before the first trial: without it, the link opens an empty page.
+- A view with a name is also listed under "Views" of the experiment, from where it opens again
+  after a reload, which leaves only the filter of a view that was opened by its link.
+- Charts stand below each other: beside the list of runs, two in a row are too small to read.
 """
 
 import json
 import sys
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from shutil import which
+from urllib.parse import urlsplit
 
-from green_tune.tracking import STUDY
+from green_tune.tracking import FRONT, KIND, STUDY
 
 LOCAL_UI = "http://127.0.0.1:5000"
 TAG = "mlflow.sharedViewState."
-SHOWN_METRICS = ("val_loss", "emissions_kg", "emissions_rate_kg_per_h", "runtime_h", "energy_kwh")
+MODE = "workflowType=machine_learning"
+OBJECTIVES = ("val_loss", "emissions_kg")
+SHOWN_METRICS = (*OBJECTIVES, "emissions_rate_kg_per_h", "energy_kwh")
 
 
 def where(uri: str, link: str) -> str:
     """How to open `link`: on a local store, the UI has to be started first."""
     if uri.startswith("http"):
         return f"MLflow UI: {link}"
-    here = uri.replace(f"{Path.cwd()}/", "")
-    return f"MLflow UI: {_mlflow()} ui --backend-store-uri {here}\n     then {link}"
+    return f"MLflow UI: {_mlflow()} ui --backend-store-uri {_store(uri)}\n     then {link}"
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
-    return f"{_root(uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{_root(uri)}/#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
 
 
 def study_link(uri: str, experiment_id: str, study: str) -> str:
     """The chart page of a study's trials, by the view that `study_view` prepares."""
     return (
-        f"{_root(uri)}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        f"{_root(uri)}/#/experiments/{experiment_id}/runs?{MODE}"
         f"&compareRunsMode=CHART&viewStateShareKey={_key(study)}"
     )
 
 
 def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
     """The experiment tags that hold a study's view: the front, and parallel coordinates."""
-    objectives = ["val_loss", "emissions_kg"]
     columns = [f"metrics.`{name}`" for name in SHOWN_METRICS]
     columns += [f"params.`{name}`" for name in dimensions]
+    columns += [f"tags.`{FRONT}`"]
     state = {
         "searchFilter": _filter(study),
         "orderByKey": "metrics.`val_loss`",
@@ -57,10 +66,17 @@ def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
         "selectedColumns": columns,
         "runsPinned": [],
         "runsHidden": [],
-        "runsHiddenMode": "SHOWALL",
+        "runsHiddenMode": "SHOW_ALL",
         "groupBy": "",
         "compareRunSections": [
-            {"uuid": "s1", "name": "Study", "display": True, "isReordered": False}
+            {
+                "uuid": "s1",
+                "name": "Trials",
+                "display": True,
+                "isReordered": False,
+                "columns": 1,
+                "cardHeight": 330,
+            }
         ],
         "compareRunCharts": [
             _chart("c1", "SCATTER")
@@ -72,13 +88,15 @@ def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
             | {
                 "showAllRuns": True,
                 "selectedParams": list(dimensions),
-                "selectedMetrics": objectives,
+                "selectedMetrics": list(OBJECTIVES),
             },
         ],
     }
     packed = b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now_ms = int(time.time() * 1000)
+    named = {"name": study, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"}
     return {
-        TAG + _key(study): f"deflate;{packed}",
+        TAG + _key(study): json.dumps(named),
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "val_loss",
     }
@@ -90,7 +108,14 @@ def _mlflow() -> str:
     if which("mlflow") == str(beside) or not beside.exists():
         return "mlflow"
     here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+
+
+def _store(uri: str) -> str:
+    """The store as it can be typed here; the URL of a database server may hold a password."""
+    if not uri.startswith("sqlite"):
+        return '"$MLFLOW_TRACKING_URI"'
+    return quote(uri.replace(f"///{Path.cwd()}/", "///"))
 
 
 def _chart(uuid: str, kind: str) -> dict[str, object]:
@@ -105,7 +130,8 @@ def _chart(uuid: str, kind: str) -> dict[str, object]:
 
 
 def _filter(study: str) -> str:
-    return f"tags.`{STUDY}` = '{study}' AND tags.`green_tune.kind` = 'trial'"
+    mark = '"' if "'" in study else "'"  # MLflow's grammar knows both, and no way to escape them
+    return f"tags.`{STUDY}` = {mark}{study}{mark} AND tags.`{KIND}` = 'trial'"
 
 
 def _key(study: str) -> str:
@@ -113,4 +139,7 @@ def _key(study: str) -> str:
 
 
 def _root(uri: str) -> str:
-    return uri.rstrip("/") if uri.startswith("http") else LOCAL_UI
+    if not uri.startswith("http"):
+        return LOCAL_UI
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

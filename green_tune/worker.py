@@ -1,0 +1,31 @@
+"""Who is at work: an identity for this process, and whether the one of another still lives.
+
+Written beside runs and trials when they start, so that what a killed process left open can be
+closed by the next command.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+STARTED_FIELD = 19  # of /proc/PID/stat behind the name; process ids are used again, this is not
+
+
+def this() -> str:
+    """host:pid:start of this process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def is_dead(identity: str) -> bool:
+    """True only when the process was on this machine and is gone; others are not ours to judge."""
+    host, pid, started = identity.rsplit(":", 2) if identity.count(":") > 1 else ("", "0", "")
+    return host == socket.gethostname() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[STARTED_FIELD]
