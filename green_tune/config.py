@@ -101,7 +101,9 @@ class TrainConfig(Options):
     gradient_checkpointing: bool = option(
         False, "Recompute activations: a fifth slower, much less memory."
     )
-    seed: int = option(0, "Seeds the adapter, the order of the data, and a sweep.", low=0)
+    seed: int = option(
+        0, "Seeds the adapter, the order of the data, and a sweep.", low=0, high=2**32 - 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +133,10 @@ def check(spec: "Field[Any]", value: Value) -> None:
         raise ConfigError(f"{spec.name}={value} is not one of {', '.join(choices)}")
     if spec.type is str and not value:
         raise ConfigError(f"{spec.name} is empty; leave it out for its default {spec.default}")
-    if low is not None and cast(float, value) < low:
-        raise ConfigError(f"{spec.name}={to_text(value)} is too small; at least {low:g}")
+    if low is not None and not cast(float, value) >= low:  # so that nan is refused too
+        raise ConfigError(f"{spec.name}={to_text(value)} is too small; at least {to_text(low)}")
     if high is not None and cast(float, value) > high:
-        raise ConfigError(f"{spec.name}={to_text(value)} is too large; at most {high:g}")
+        raise ConfigError(f"{spec.name}={to_text(value)} is too large; at most {to_text(high)}")
 
 
 def to_text(value: Value) -> str:

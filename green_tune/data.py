@@ -32,7 +32,7 @@ class Data:
     @property
     def name(self) -> str:
         """A short name: sample, the folder's, or the hub data set's."""
-        return Path(self.source).name
+        return Path(self.source).expanduser().resolve().name
 
     @property
     def digest(self) -> str:
@@ -55,7 +55,7 @@ def load(task: Task, where: str, *, max_train: int = 0, max_validation: int = 0)
     elif where == "hub":
         read = _from_hub(task, limits)
     else:
-        read = _from_folder(task, Path(where).expanduser())
+        read = _from_folder(task, where)
     splits = {name: list(rows)[: limits[name] or None] for name, rows in read.items()}
     source = task.hub.id if where == "hub" else where
     return Data(source=source, train=splits["train"], validation=splits["validation"])
@@ -68,14 +68,21 @@ def _sample(task: Task, split: str) -> list[Example]:
 def _from_hub(task: Task, limits: dict[str, int]) -> dict[str, list[Example]]:
     from green_tune import hub  # only those who ask for the hub pay for its libraries
 
+    rows = {split: hub.rows(task.hub, split, limits[split]) for split in SPLITS}
     return {
-        split: _examples(task, hub.rows(task.hub, split, limits[split]), f"{task.hub.id} {split}")
+        split: _examples(task, enumerate(rows[split], start=1), f"{task.hub.id} {split}")
         for split in SPLITS
     }
 
 
-def _from_folder(task: Task, folder: Path) -> dict[str, list[Example]]:
-    if not folder.is_dir():
+def _from_folder(task: Task, where: str) -> dict[str, list[Example]]:
+    folder = Path(where)
+    try:
+        folder = folder.expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError):  # too long a name, or the home of a user who does not exist
+        there = False
+    if not there:
         raise DataError(f"data={folder} is not a folder; known besides folders: sample, hub")
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
     for path in files.values():
@@ -85,21 +92,22 @@ def _from_folder(task: Task, folder: Path) -> dict[str, list[Example]]:
     return {split: _examples(task, _read_lines(path), str(path)) for split, path in files.items()}
 
 
-def _read_lines(path: Path) -> Iterable[Any]:
-    """Rows of a file of JSON lines; blank lines are passed over but counted."""
+def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
+    """Numbered rows of a file of JSON lines; blank lines are passed over but counted."""
     with path.open("rb") as file:  # bytes: a text may hold characters that end lines in Python
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                yield json.loads(line) if line.strip() else None
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}:{number}: not a JSON line ({error})") from None
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = str(error).split(": line ")[0]  # its own line number is always 1
+                raise DataError(f"{path}:{number}: not a JSON line ({reason})") from None
 
 
-def _examples(task: Task, rows: Iterable[Any], origin: str) -> list[Example]:
+def _examples(task: Task, rows: Iterable[tuple[int, Any]], origin: str) -> list[Example]:
     examples = []
-    for number, row in enumerate(rows, start=1):
-        if row is None:
-            continue
+    for number, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{origin}:{number}: not a JSON object")
         try:

@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    hf_raise_for_status,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from green_tune.errors import DataError, ModelError, UsageError
 from green_tune.tasks import HubData
@@ -30,17 +38,26 @@ def check_model(hub_id: str, revision: str) -> str:
     Raises:
         ModelError: it is not there, not ours to use, or the hub cannot be reached.
     """
-    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise ModelError(f"model={hub_id} is no hub id: {error}") from None
     if isinstance(cached, str):
         return Path(cached).parent.name  # …/snapshots/<commit>/config.json
     api = HfApi()
 
     def ask() -> str:
         commit = api.model_info(hub_id, revision=revision, timeout=TIMEOUT_S).sha
-        api.auth_check(hub_id)
+        _check_access(hub_id)
         return str(commit)
 
     return _ask(ask, f"model {hub_id}", ModelError, revision)
+
+
+def _check_access(hub_id: str) -> None:
+    """`HfApi.auth_check` with a time limit, which that one has not."""
+    url = f"{constants.ENDPOINT}/api/models/{hub_id}/auth-check"
+    hf_raise_for_status(get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S))
 
 
 def rows(source: HubData, split: str, limit: int) -> Iterator[dict[str, Any]]:
@@ -69,7 +86,8 @@ def _is_cached(source: HubData) -> bool:
 
 def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision: str) -> T:
     """The answer, or the hub's refusal as one line that says what to do."""
-    page = f"{constants.ENDPOINT}/{what.split()[-1]}"
+    folder = "datasets/" if error is DataError else ""
+    page = f"{constants.ENDPOINT}/{folder}{what.split()[-1]}"
     try:
         return question()
     except GatedRepoError:
@@ -78,13 +96,18 @@ def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision
             f"{constants.ENDPOINT}/settings/tokens, and set HF_TOKEN (or run `hf auth login`)"
         ) from None
     except RevisionNotFoundError:
-        raise error(f"{what} has no revision {revision!r}") from None
+        raise error(f"{what} has no revision {revision!r}; look at {page}") from None
     except RepositoryNotFoundError:
         raise error(
             f"{what} does not exist, or is private and HF_TOKEN is not set to a token that may "
             f"read it; look at {page}"
         ) from None
     except (HfHubHTTPError, OSError) as failure:
+        if isinstance(failure, HfHubHTTPError) and failure.response.status_code in (401, 403):
+            raise error(
+                f"{what} is refused ({_line(failure)}): set HF_TOKEN (or run `hf auth login`) "
+                f"to a token that may read it, from {constants.ENDPOINT}/settings/tokens"
+            ) from None
         raise error(_unreachable(what, failure)) from None
     except Exception as failure:  # the HTTP library's errors share no base with OSError
         if type(failure).__module__.split(".")[0] not in {"httpx", "httpx2", "requests"}:
@@ -95,5 +118,10 @@ def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision
 def _unreachable(what: str, failure: Exception) -> str:
     return (
         f"{what} is not in the local cache and the hub at {constants.ENDPOINT} cannot be reached "
-        f"({failure}); check the network or HF_ENDPOINT, or give a local folder instead"
+        f"({_line(failure)}); check the network or HF_ENDPOINT, or give a local folder instead"
     )
+
+
+def _line(failure: Exception) -> str:
+    """Its first line: the rest advises programmers."""
+    return str(failure).strip().split("\n")[0]

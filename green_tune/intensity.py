@@ -20,6 +20,7 @@ from green_tune.errors import ConfigError
 WORLD_G_PER_KWH = 475.0
 HIGHEST_G_PER_KWH = 2000.0  # above every grid and every diesel generator: a typing error
 ALPHA_2, ALPHA_3 = 2, 3
+COMMON = {"UK": ["GBR"], "EL": ["GRC"]}  # in common use, but not ISO 3166
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ def _given(g_per_kwh: float) -> Intensity:
 def _of_country(code: str) -> Intensity:
     code = _alpha_3(code)
     table = _table()
-    if code not in table:
-        raise ConfigError(f"country={code} is not in CodeCarbon's table; give g/kWh instead")
-    row = table[code]
+    row = table.get(code)
+    if row is None or not row["carbon_intensity"] > 0:  # a gap of the source: no grid emits nothing
+        raise ConfigError(f"country={code} has no figure in CodeCarbon's table; give g/kWh instead")
     return Intensity(
         g_per_kwh=float(row["carbon_intensity"]),
         zone=str(row["country_name"]),
@@ -85,8 +86,8 @@ def _alpha_3(code: str) -> str:
         return code
     names = {c.name.upper(): c.alpha_3 for c in pycountry.countries}
     near = [names[n] for n in get_close_matches(code, names, n=1)]
-    near += get_close_matches(code, known, n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    near += COMMON.get(code) or get_close_matches(code, known, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
     raise ConfigError(
         f"country={code} is neither an ISO code (FRA, FR), nor a number of g/kWh, nor world{hint}"
     )

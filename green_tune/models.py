@@ -52,12 +52,19 @@ def resolve(name: str) -> Source:
         return Source(kind="built", place=TINY, name=TINY)
     if row := next((model for model in MODELS if model.name == name), None):
         return Source(kind="hub", place=row.hub_id, name=row.name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder := _existing(name):
         return _folder(folder)
     if HUB_ID.fullmatch(name):
         return Source(kind="hub", place=name, name=name)
     raise ModelError(_unknown(name))
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # too long a name, or the home of a user who does not exist
+        return None
 
 
 def _folder(folder: Path) -> Source:

@@ -10,13 +10,18 @@ from contextlib import contextmanager
 
 import pynvml
 
+from green_tune.errors import HardwareMismatch
 from green_tune.hardware import Device, identify
 
 GIB = 2**30
 
 
 def find_gpus() -> list[Device]:
-    """The NVIDIA GPUs that this process may use, in CUDA's order."""
+    """The NVIDIA GPUs that this process may use, in CUDA's order.
+
+    Raises:
+        HardwareMismatch: the mask names a part of a GPU.
+    """
     with _session() as there:
         if not there:
             return []
@@ -57,6 +62,11 @@ def _visible(gpus: list[Device], mask: str | None) -> list[Device]:
         return gpus
     chosen: list[Device] = []
     for entry in (part.strip() for part in mask.split(",")):
+        if entry.startswith("MIG-"):
+            raise HardwareMismatch(
+                f"CUDA_VISIBLE_DEVICES={mask} names a part of a GPU (MIG), whose energy cannot be "
+                "told from its neighbours'; name a whole GPU, or use gpu=cpu with it unset"
+            )
         match = next((gpu for gpu in gpus if _names(entry, gpu)), None)
         if match is None:  # CUDA ignores everything after the first entry that is not there
             break

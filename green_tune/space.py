@@ -89,6 +89,9 @@ def split(asked: Mapping[str, str]) -> tuple[TrainConfig, dict[str, Dimension]]:
 
 def _read_dimension(name: str, text: str) -> Dimension | None:
     """None where `text` pins the dimension to one value."""
+    ends = text.split("..") if ".." in text else text.split(",")
+    if len(ends) > 1 and not all(end.strip() for end in ends):
+        raise ConfigError(f"{name}={text} lacks a value; write LOW..HIGH, or values such as 8,16")
     if ".." in text:
         return _read_range(name, text)
     if "," in text:

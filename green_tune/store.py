@@ -39,31 +39,43 @@ def study_url() -> str:
 
 def check_reachable(url: str) -> None:
     """Raises StoreError when nobody listens at `url`, or its SQLite file cannot be there."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.split("+")[0]
+    setting = "MLFLOW_TRACKING_URI" if url == tracking_uri() else "GREEN_TUNE_STUDY_STORAGE"
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.split("+")[0], parts.hostname, parts.port
+    except ValueError:  # its text may hold a part of a password
+        raise StoreError(f"{_hide(url)} is no address; correct {setting}") from None
     if scheme == "sqlite":
-        _check_folder(Path(url.split("///", 1)[-1]).parent)
-    elif scheme in PORTS and parts.hostname:
-        _check_listening(url, parts.hostname, parts.port or PORTS[scheme])
+        _check_folder(Path(url.split("///", 1)[-1]).parent, setting)
+    elif scheme in PORTS and not host:
+        raise StoreError(f"{_hide(url)} names no host; correct {setting}")
+    elif scheme in PORTS:
+        _check_listening(str(host), port or PORTS[scheme], setting)
     elif scheme in ("", "file"):
+        tracking = setting == "MLFLOW_TRACKING_URI"
+        what = "a folder, which MLflow 3 no longer accepts" if tracking else "no database"
+        raise StoreError(f"{url} is {what}; use sqlite:///FILE, a server's URL, or unset {setting}")
+
+
+def _hide(url: str) -> str:
+    """`url` without the user and password it may hold."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _check_folder(folder: Path, setting: str) -> None:
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise StoreError(
-            f"{url} is a folder, which MLflow 3 no longer accepts as a tracking store; "
-            "use sqlite:///FILE, a server's http://HOST:PORT, or unset MLFLOW_TRACKING_URI"
+            f"the folder {folder} of the store does not exist or is not writable; "
+            f"create it, or change {setting}"
         )
 
 
-def _check_folder(folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"the folder {folder} of the store does not exist or is not writable")
-
-
-def _check_listening(url: str, host: str, port: int) -> None:
+def _check_listening(host: str, port: int, setting: str) -> None:
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
         raise StoreError(
-            f"nobody answers at {host}:{port} ({error}); start the server, or unset "
-            "MLFLOW_TRACKING_URI to keep runs in an SQLite file in this folder"
-            if url == tracking_uri()
-            else f"the study's storage at {host}:{port} cannot be reached ({error})"
+            f"nobody answers at {host}:{port} ({error}); start the server, or unset {setting} "
+            "to keep to an SQLite file in this folder"
         ) from None

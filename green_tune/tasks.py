@@ -66,42 +66,43 @@ class Task:
             if name not in row:
                 raise DataError(f"field {name!r} is missing; {self.name} needs {self._needs()}")
         head, body, tail = self.template
-        texts = {name: row[name] for name in self.fields if isinstance(row[name], str)}
-        if body not in texts or not texts[body].strip():
-            raise DataError(f"field {body!r} is not a text, or empty")
+        texts = {name: _text(name, row[name]) for name in self.fields[:-1]}
         return Example(
             head=head.format(**texts),
             body=texts[body].strip(),
             tail=tail.format(**texts),
-            completion=self._completion(row),
+            completion=_text(self.fields[-1], self.completion(row)).strip(),
         )
-
-    def _completion(self, row: Row) -> str:
-        try:
-            text = self.completion(row)
-        except (KeyError, IndexError, TypeError) as error:
-            raise DataError(f"field {self.fields[-1]!r} is malformed ({error})") from None
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"field {self.fields[-1]!r} is not a text, or empty")
-        return text.strip()
 
     def _needs(self) -> str:
         return ", ".join(self.fields)
 
 
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"field {name!r} is not a text, or empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"field {name!r} is no text: half a surrogate pair in it") from None
+    return value
+
+
 def _first_answer(row: Row) -> str:
-    answers = row["answers"]
-    if isinstance(answers, Mapping):  # as the hub stores SQuAD: a dict of lists
-        return str(answers["text"][0])
-    return str(answers[0]["text"])
+    match row["answers"]:
+        case {"text": [str(text), *_]} | [{"text": str(text)}, *_]:  # the first: as on the hub
+            return _text("answers", text)
+    raise DataError('field \'answers\' is not a list of answers, such as [{"text": "Paris"}]')
 
 
 def _label(row: Row) -> str:
     """A label as a word; hub data sets number theirs, and give -1 where it is kept secret."""
     label = row["label"]
-    if isinstance(label, int) and label in (0, 1):
+    if type(label) is int and label in (0, 1):
         return ("negative", "positive")[label]
-    return label if isinstance(label, str) else ""
+    if isinstance(label, str) and label.strip():
+        return label
+    raise DataError(f"field 'label' is {label!r}: neither a word, nor 0 or 1 (1 is positive)")
 
 
 TASKS = {

@@ -80,4 +80,5 @@ class Encoder:
         return fitting
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+        ids = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return ids["input_ids"]  # type: ignore[no-any-return]

@@ -123,19 +123,31 @@ class Query:
     kinds: Sequence[str] = KINDS
 
     def filters(self) -> list[str]:
-        """MLflow filter strings, one for each kind: its grammar knows no OR."""
+        """MLflow filter strings that select these runs together: its grammar knows no OR."""
         equal = {
             "tags.base_model": self.model,
             "params.task": self.task,
             f"tags.`{STUDY}`": self.study,
         }
         terms = [f"{key} = {_quoted(text)}" for key, text in equal.items() if text]
-        if self.gpu:  # a family selects its variants: a100 finds a100-40
-            terms.append(f"tags.gpu_type LIKE {_quoted(self.gpu.lower() + '%')}")
         for sign, moment in ((">=", self.since), ("<", self.until)):
             if moment:
                 terms.append(f"attributes.start_time {sign} {int(moment.timestamp() * 1000)}")
-        return [" AND ".join([f"tags.`{KIND}` = '{kind}'", *terms]) for kind in self.kinds]
+        return [
+            " AND ".join([f"tags.`{KIND}` = '{kind}'", *device, *terms])
+            for kind in self.kinds
+            for device in self._devices()
+        ]
+
+    def _devices(self) -> list[list[str]]:
+        """The GPU itself, and the variants of its family: a100 finds a100-40."""
+        if not self.gpu:
+            return [[]]
+        gpu = self.gpu.lower()
+        return [
+            [f"tags.gpu_type = {_quoted(gpu)}"],
+            [f"tags.gpu_type LIKE {_quoted(gpu + '-%')}"],
+        ]
 
 
 class Tracker:

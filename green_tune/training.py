@@ -28,7 +28,6 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from green_tune import tiny
-from green_tune.config import TrainConfig
 from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory, TrainingDiverged
 from green_tune.hardware import Device
 from green_tune.job import Job
@@ -80,7 +79,7 @@ def load(job: Job) -> "FineTuner":
     transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
     with _named_out_of_memory(job):
         base, tokenizer = _load_base(job)
-        model = get_peft_model(base, _lora(job.config)).to(device)
+        model = _adapted(job, base).to(device)
     return FineTuner(job, model, tokenizer)
 
 
@@ -115,9 +114,9 @@ def _load_base(job: Job) -> tuple[Any, Any]:
     return base, tokenizer
 
 
-def _lora(config: TrainConfig) -> LoraConfig:
-    targets = config.lora_targets
-    return LoraConfig(
+def _adapted(job: Job, base: Any) -> Any:
+    config, targets = job.config, job.config.lora_targets
+    lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -125,6 +124,12 @@ def _lora(config: TrainConfig) -> LoraConfig:
         use_rslora=config.use_rslora,
         target_modules=targets if targets == "all-linear" else targets.split(","),
     )
+    try:
+        return get_peft_model(base, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"lora_targets={targets} does not suit {job.source.name}: {error}"
+        ) from None
 
 
 class FineTuner:

@@ -1,0 +1,74 @@
+"""What the tests share: an empty working folder, a migrated store to copy, a small real job."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere; see entrypoints/options.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from green_tune import job as jobs
+from green_tune.config import TrainConfig
+from green_tune.job import Job
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "GREEN_TUNE_STUDY_STORAGE",
+        "CUDA_VISIBLE_DEVICES")  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`tiny` is built once for the session, and not into the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test works in an empty folder, with none of the caller's settings."""
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store_uri(_migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty MLflow store in SQLite; copied, since making one takes seconds."""
+    shutil.copy(_migrated, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture
+def make_job() -> Callable[..., Job]:
+    """A real job on the CPU, small unless told otherwise."""
+
+    def make(**options: object) -> Job:
+        small = {"gpu": "cpu", "max_train_examples": 48, "max_eval_examples": 12, "evals": 2}
+        return jobs.prepare(TrainConfig(**(small | options)))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data sets and a small pretrained model, where the checkout has them beside it."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data sets are not beside this checkout (../shared/data)")
+    return SHARED

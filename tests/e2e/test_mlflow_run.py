@@ -1,0 +1,296 @@
+"""The whole program as a user starts it: `mlflow run` in a copy of the project, on a real store."""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("MLproject", "conda.yaml", "green_tune", "entrypoints")
+QUICK = {"max_train_examples": "32", "max_eval_examples": "8", "evals": "1", "gpu": "cpu"}
+ENVIRONMENT = {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "PYTHONWARNINGS": "default",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, store_uri: str) -> Path:
+    """A copy of the project with an empty store in it, as a user has one."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        copy: Callable[..., object] = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / part)
+    shutil.move(tmp_path / "mlflow.db", folder / "mlflow.db")
+    return folder
+
+
+def environment(project: Path) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return inherited | ENVIRONMENT
+
+
+def flags(sign: str, options: dict[str, str]) -> list[str]:
+    if sign == "-P":
+        return [word for key, text in options.items() for word in ("-P", f"{key}={text}")]
+    return [word for key, text in options.items() for word in (f"--{key}", text)]
+
+
+def launch(project: Path, entry: str, **options: str) -> subprocess.Popen[str]:
+    command = ["mlflow", "run", ".", "-e", entry, "--env-manager", "local", *flags("-P", options)]
+    return subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment(project),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def mlflow_run(project: Path, entry: str, **options: str) -> subprocess.CompletedProcess[str]:
+    process = launch(project, entry, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def directly(project: Path, entry: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"entrypoints.{entry}", *flags("--", options)],
+        cwd=project,
+        env=environment(project),
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+def runs(project: Path, kind: str) -> list[Run]:
+    found = client(project).search_runs(
+        ["0"], f"tags.`green_tune.kind` = '{kind}'", order_by=["attributes.start_time ASC"]
+    )
+    return list(found)
+
+
+def still_running(project: Path) -> list[str]:
+    return [
+        run.info.run_name
+        for run in client(project).search_runs(["0"])
+        if run.info.status == "RUNNING"
+    ]
+
+
+def wait_for_metric(project: Path, name: str) -> None:
+    """Until some run has logged `name`: then a training is under way."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(name in run.data.metrics for run in client(project).search_runs(["0"])):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"{name} was never logged")
+
+
+def test_a_sweep_is_a_study_of_nested_measured_runs_that_compare_reads_back(
+    project: Path,
+) -> None:
+    done = mlflow_run(project, "sweep", trials="3", study="s", country="FRA", **QUICK)
+    assert done.returncode == 0, done.stderr
+    (parent,) = runs(project, "sweep")
+    trials = runs(project, "trial")
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["mlflow.parentRunId"] for run in trials] == [parent.info.run_id] * 3
+    for run in trials:
+        check_trial(project, run)
+    total = sum(run.data.metrics["emissions_kg"] for run in trials)
+    assert parent.data.metrics["emissions_kg"] == pytest.approx(total)
+    assert parent.data.params["learning_rate"] == "2e-05..0.002"
+    check_parent_artifacts(project, parent, trials)
+    for said in ("3 trials, 0 of them failed", "Pareto", "kWh", "kg CO2e", "France", " h\n",
+                 "mlflow ui", "workflowType=machine_learning"):  # fmt: skip
+        assert said in done.stdout, done.stdout
+    check_compare(project, trials)
+
+
+def check_trial(project: Path, run: Run) -> None:
+    metrics, tags, params = run.data.metrics, run.data.tags, run.data.params
+    assert run.info.status == "FINISHED"
+    parts = [metrics[f"energy_{part}_kwh"] for part in ("cpu", "gpu", "ram")]
+    assert metrics["energy_kwh"] == pytest.approx(sum(parts), rel=1e-9)
+    assert metrics["energy_kwh"] > 0
+    assert metrics["emissions_kg"] == pytest.approx(metrics["energy_kwh"] * 56.039e-3, rel=1e-9)
+    rate = metrics["emissions_kg"] / metrics["runtime_h"]
+    assert metrics["emissions_rate_kg_per_h"] == pytest.approx(rate, rel=1e-9)
+    assert math.isfinite(metrics["val_loss"])
+    assert tags["gpu_type"] == "cpu"
+    assert tags["intensity_assumed"] == "false"
+    assert tags["version.torch"]
+    assert params["plan.precision"] == "fp32"
+    assert int(params["batch_size"]) in (2, 4, 8, 16, 32)
+    assert run.inputs is not None
+    assert run.inputs.dataset_inputs[0].dataset.name == "sentiment-sample"
+    losses = client(project).get_metric_history(run.info.run_id, "val_loss")
+    assert len({point.step for point in losses}) == 2
+    adapter = {file.path for file in client(project).list_artifacts(run.info.run_id, "adapter")}
+    assert adapter == {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
+
+
+def check_parent_artifacts(project: Path, parent: Run, trials: list[Run]) -> None:
+    folder = Path(client(project).download_artifacts(parent.info.run_id, "", str(project)))
+    table = json.loads((folder / "trials.json").read_text())
+    front = json.loads((folder / "front.json").read_text())
+    column = table["columns"].index("run_id")
+    assert {row[column] for row in table["data"]} == {run.info.run_id for run in trials}
+    on_front = {row[column] for row in front["data"]}
+    tagged = {run.info.run_id for run in trials if run.data.tags["green_tune.front"] == "true"}
+    assert on_front == tagged
+    best = min(trials, key=lambda run: run.data.metrics["val_loss"])
+    assert best.info.run_id in on_front
+    assert (folder / "front.png").stat().st_size > 10_000
+
+
+def check_compare(project: Path, trials: list[Run]) -> None:
+    shown = directly(project, "compare", study="s")
+    assert shown.returncode == 0, shown.stderr
+    assert all(run.info.run_id[:8] in shown.stdout for run in trials)
+    as_csv = directly(project, "compare", study="s", format="csv").stdout
+    assert len(list(csv.DictReader(io.StringIO(as_csv)))) == 3
+    as_json = directly(project, "compare", gpu="t4", format="json").stdout
+    assert json.loads(as_json) == []
+
+
+def test_a_run_is_the_same_with_and_without_mlflow_run(project: Path) -> None:
+    launched = mlflow_run(project, "train", learning_rate="1e-3", **QUICK)
+    assert launched.returncode == 0, launched.stderr
+    alone = directly(project, "train", learning_rate="1e-3", **QUICK)
+    assert alone.returncode == 0, alone.stderr
+    one, other = runs(project, "train")
+    assert one.data.params == other.data.params
+    assert one.data.metrics.keys() == other.data.metrics.keys()
+    assert one.data.metrics["val_loss"] == other.data.metrics["val_loss"]
+    of_launcher = {"mlflow.project.entryPoint", "mlflow.project.env", "mlflow.project.backend"}
+    assert one.data.tags.keys() - other.data.tags.keys() <= of_launcher | {
+        "mlflow.gitRepoURL", "mlflow.source.git.repoURL", "mlflow.source.git.commit"
+    }  # fmt: skip
+    assert "runs:/" in alone.stdout
+
+
+def test_a_gpu_that_is_not_here_ends_the_command_with_one_line(project: Path) -> None:
+    done = mlflow_run(project, "sweep", gpu="t4")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "gpu=t4 is not in this machine" in lines[0]
+    assert "Traceback" not in done.stderr
+    assert still_running(project) == []
+    assert runs(project, "trial") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_closes_every_run_with_what_was_spent(
+    project: Path, number: signal.Signals
+) -> None:
+    process = launch(project, "sweep", trials="3", study="s", gpu="cpu", epochs="400")
+    wait_for_metric(project, "train_loss")
+    os.killpg(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    wait_until_closed(project)
+    (parent,), (trial,) = runs(project, "sweep"), runs(project, "trial")
+    assert trial.info.status == "KILLED"
+    assert trial.data.metrics["emissions_kg"] > 0
+    assert parent.data.metrics["emissions_kg"] == trial.data.metrics["emissions_kg"]
+    assert parent.data.tags["green_tune.status"] == "KILLED"
+    assert number.name in parent.data.tags["green_tune.error"]
+    assert "go on with -P study=s" in out
+
+
+def wait_until_closed(project: Path) -> None:
+    """The launcher may be gone before its child has closed the runs."""
+    deadline = time.monotonic() + 30
+    while still_running(project) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert still_running(project) == []
+
+
+def test_a_sweep_that_was_killed_is_closed_and_finished_by_the_next(project: Path) -> None:
+    options = {"trials": "2", "study": "s", "gpu": "cpu", "task": "qa", "epochs": "3"}
+    process = launch(project, "sweep", batch_size="2", **options)
+    wait_for_metric(project, "train_loss")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert len(still_running(project)) == 2
+    resumed = mlflow_run(project, "sweep", batch_size="2", **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert still_running(project) == []
+    killed, finished = runs(project, "trial")
+    assert killed.data.tags["green_tune.error"] == "its process died"
+    assert (killed.info.status, finished.info.status) == ("KILLED", "FINISHED")
+    assert "2 trials, 1 of them failed" in resumed.stdout
+
+
+def test_a_diverging_trial_fails_alone_with_its_energy_and_all_failing_is_an_error(
+    project: Path,
+) -> None:
+    broken = project / "broken"
+    code = (
+        "import math, torch; from green_tune import tiny;"
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+        "m = M.from_pretrained(tiny.folder()); torch.nn.init.constant_(m.lm_head.weight, math.nan);"
+        f"m.save_pretrained('{broken}');"
+        f"T.from_pretrained(tiny.folder()).save_pretrained('{broken}')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, env=environment(project), check=True)
+    done = directly(project, "sweep", model=str(broken), trials="2", **QUICK)
+    assert done.returncode == 1
+    assert "no trial of broken-sentiment" in done.stderr
+    trials = runs(project, "trial")
+    assert [run.info.status for run in trials] == ["FAILED", "FAILED"]
+    assert all(run.data.metrics["energy_kwh"] > 0 for run in trials)
+    assert all("nan" in run.data.tags["green_tune.error"] for run in trials)
+    (parent,) = runs(project, "sweep")
+    assert parent.data.metrics["trials_failed"] == 2
+    assert parent.data.metrics["energy_kwh"] > 0
+
+
+@pytest.mark.parametrize("task", ["qa", "summarization", "sentiment"])
+def test_tiny_learns_each_real_task(project: Path, shared: Path, task: str) -> None:
+    few = QUICK | {"max_train_examples": "160", "max_seq_len": "256", "learning_rate": "2e-3"}
+    done = directly(project, "train", task=task, data=str(shared / task), **few)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(project, "train")
+    assert run.data.metrics["val_loss"] < run.data.metrics["start_val_loss"] - 0.3
+    if task != "sentiment":
+        assert "examples are longer than max_seq_len=256" in done.stderr
+
+
+def test_uv_makes_the_environment_that_conda_yaml_names(project: Path) -> None:
+    """Solved, not installed: the pins fit together for uv and Python 3.11."""
+    pins = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"][-1]["pip"]
+    (project / "pins.txt").write_text("\n".join(pins))
+    solved = subprocess.run(
+        ["uv", "pip", "install", "--dry-run", "--python", sys.executable, "-r", "pins.txt"],
+        cwd=project, env=environment(project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert solved.returncode == 0, solved.stderr

@@ -1,0 +1,168 @@
+"""A job: all that a user can get wrong is found before anything heavy starts."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import green_tune
+from green_tune import job
+from green_tune.config import TrainConfig
+from green_tune.errors import ConfigError, DataError, HardwareMismatch, ModelError, StoreError
+from green_tune.hardware import Device, identify
+
+HEAVY = ["torch", "transformers", "peft", "accelerate", "tokenizers", "mlflow", "optuna",
+         "codecarbon", "datasets", "huggingface_hub", "matplotlib", "numpy"]  # fmt: skip
+CPU = Device(kind="cpu", name="Xeon", memory_gib=8)
+
+
+def gpu(name: str, capability: tuple[int, int]) -> Device:
+    return Device(kind="cuda", name=name, memory_gib=16, capability=capability, gpu=identify(name))
+
+
+T4 = gpu("Tesla T4", (7, 5))
+A100 = gpu("NVIDIA A100-SXM4-40GB", (8, 0))
+UNKNOWN = gpu("NVIDIA GeForce GTX 1080", (6, 1))
+NEWER = gpu("NVIDIA R1000", (11, 0))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own, and no GPU unless a test plugs one in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plug_in(monkeypatch)
+    return tmp_path
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, *gpus: Device) -> None:
+    monkeypatch.setattr("green_tune.job.nvml.find_gpus", lambda: list(gpus))
+
+
+def test_the_defaults_are_ready_on_any_cpu(here: Path) -> None:
+    ready = job.prepare(TrainConfig())
+    assert (ready.source.name, ready.commit, ready.task.name) == ("tiny", "", "sentiment")
+    assert (len(ready.data.train), len(ready.data.validation)) == (320, 80)
+    assert (ready.device.kind, ready.device.gpu_type) == ("cpu", "cpu")
+    assert 0 < ready.device.memory_gib < 1e5
+    assert ready.intensity.assumed
+    assert list(here.iterdir()) == []  # nothing is written
+
+
+def test_only_the_examples_that_were_asked_for_are_taken() -> None:
+    ready = job.prepare(TrainConfig(task="qa", max_train_examples=5, max_eval_examples=7))
+    assert (len(ready.data.train), len(ready.data.validation)) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision"),
+    [([T4], "fp16"), ([A100, T4], "bf16"), ([UNKNOWN], "fp32"), ([NEWER], "fp32"), ([], "fp32")],
+)
+def test_auto_precision_is_what_the_device_does_natively(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[Device], precision: str
+) -> None:
+    plug_in(monkeypatch, *gpus)
+    plan = job.prepare(TrainConfig()).plan
+    assert plan.precision == precision
+    assert any(reason.startswith(f"{precision}: ") for reason in plan.reasons)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device"), [("fp32", A100), ("fp16", A100), ("fp16", T4), ("bf16", CPU)]
+)
+def test_a_precision_that_was_asked_for_is_kept(asked: str, device: Device) -> None:
+    assert job.make_plan(TrainConfig(precision=asked), device).precision == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "line"),
+    [
+        ("bf16", T4, "precision=bf16 would be emulated on Tesla T4; use fp16 or auto"),
+        ("fp16", CPU, "precision=fp16 needs a GPU; use fp32 or auto"),
+    ],
+)
+def test_a_precision_that_is_not_there_is_refused(asked: str, device: Device, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job.make_plan(TrainConfig(precision=asked), device)
+    assert str(caught.value) == line
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([CPU, T4, A100, UNKNOWN]))
+def test_a_step_takes_the_examples_that_were_asked_for(
+    batch: int, accumulation: int, device: Device
+) -> None:
+    plan = job.make_plan(TrainConfig(batch_size=batch, accumulation_steps=accumulation), device)
+    assert plan.micro_batch_size * plan.accumulation == batch * accumulation
+    assert plan.micro_batch_size == (1 if device is UNKNOWN else batch)
+
+
+def test_an_unknown_gpu_is_warned_about_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    plan = job.make_plan(TrainConfig(), UNKNOWN)
+    assert "NVIDIA GeForce GTX 1080 is not in the table of GPUs" in caplog.text
+    assert "micro-batch 1: this GPU is not in the table" in plan.to_params()["plan.reasons"]
+    caplog.clear()
+    job.make_plan(TrainConfig(), T4)
+    assert caplog.text == ""
+
+
+def test_a_trial_is_the_same_job_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, UNKNOWN)
+    ready = job.prepare(TrainConfig())
+    trial = ready.with_config(TrainConfig(batch_size=2, accumulation_steps=3))
+    assert (trial.plan.accumulation, ready.plan.accumulation) == (6, 8)
+    assert replace(trial, config=ready.config, plan=ready.plan) == ready
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "line"),
+    [
+        ({"task": "translation"}, ConfigError, "task=translation is unknown; known: qa, "),
+        ({"country": "XXX"}, ConfigError, "country=XXX is neither an ISO code"),
+        ({"model": "gpt"}, ModelError, "model=gpt is unknown; known: tiny, "),
+        ({"model": "owner/no--such"}, ModelError, "model.owner/no--such "),
+        ({"model": "owner/no.git"}, ModelError, "model.owner/no.git "),
+        ({"gpu": "k80"}, ConfigError, "gpu=k80 is unknown; known: auto, cpu, t4, "),
+        ({"gpu": "t4"}, HardwareMismatch, "gpu=t4 is not in this machine; found: no GPU"),
+        ({"data": "/no/reviews"}, DataError, "data=/no/reviews is not a folder"),
+    ],
+)
+def test_what_does_not_exist_is_refused(
+    asked: dict[str, str], error: type[Exception], line: str
+) -> None:
+    with pytest.raises(error, match=f"^{line}"):
+        job.prepare(TrainConfig.parse(asked))
+
+
+def test_a_store_that_cannot_be_used_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")
+    with pytest.raises(StoreError, match=r"^file:\./mlruns is a folder"):
+        job.prepare(TrainConfig())
+
+
+def test_nothing_heavy_is_imported_before_a_job_is_ready(here: Path) -> None:
+    code = f"""if True:
+        import json, sys
+        from green_tune import errors, job
+        from green_tune.config import TrainConfig
+        heavy = lambda: [name for name in {HEAVY} if name in sys.modules]
+        try:
+            job.prepare(TrainConfig(gpu="t4"))
+        except errors.HardwareMismatch as error:
+            refused = [str(error), heavy()]
+        print(json.dumps([refused, [len(job.prepare(TrainConfig()).data.train), heavy()]]))
+    """
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(Path(green_tune.__file__).parents[1]),
+    }
+    answer = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=here)
+    (line, after_refusal), (examples, when_ready) = json.loads(answer)
+    assert line.startswith("gpu=t4 is not in this machine; found: no GPU")
+    assert (after_refusal, examples, when_ready) == ([], 320, [])

@@ -1,0 +1,165 @@
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from green_tune import report
+from green_tune.results import RunRecord
+
+START = datetime(2026, 11, 22, tzinfo=UTC)
+TRIAL = {"batch_size": "8", "accumulation_steps": "2", "learning_rate": "0.00123",
+         "warmup_steps": "5", "epochs": "1", "lora_rank": "16", "task": "qa"}  # fmt: skip
+
+
+def record(
+    number: int,
+    loss: float,
+    kg: float,
+    *,
+    model: str = "tiny",
+    status: str = "FINISHED",
+    assumed: bool = True,
+    bits: float = 1.0,
+) -> RunRecord:
+    figures = {"val_loss": loss, "val_bits_per_byte": bits, "start_val_loss": 9.0}
+    spent = {"emissions_kg": kg, "energy_kwh": kg * 2, "runtime_h": 0.5,
+             "emissions_rate_kg_per_h": kg * 2, "energy_modelled_share": 0.25}  # fmt: skip
+    return RunRecord(
+        run_id=f"{number:032x}",
+        name=f"run-{number}",
+        kind="trial",
+        status=status,
+        started=START,
+        params=TRIAL,
+        metrics=spent | (figures if status == "FINISHED" else {}),
+        tags={
+            "base_model": model,
+            "gpu_type": "t4",
+            "device": "Tesla T4, 15 GiB",
+            "data_digest": "abc",
+            "green_tune.trial": str(number),
+            "green_tune.study": "s",
+            "intensity_zone": "world average" if assumed else "France",
+            "intensity_g_per_kwh": "475" if assumed else "56.039",
+            "intensity_assumed": str(assumed).lower(),
+        },
+    )
+
+
+BEST = record(0, 1.0, 0.003)
+CHEAP = record(1, 2.0, 0.001)
+BEATEN = record(2, 2.5, 0.002)
+FAILED = record(3, 0.0, 0.0005, status="FAILED")
+ALL = (BEST, CHEAP, BEATEN, FAILED)
+
+
+def marked(table: str) -> list[str]:
+    lines = [line for line in table.splitlines() if report.MARK in line]
+    return [line for line in lines if "Pareto" not in line]
+
+
+def test_the_front_leaves_out_the_beaten_and_the_failed() -> None:
+    assert report.fronts(ALL) == [BEST, CHEAP]
+
+
+def test_other_tasks_and_data_have_fronts_of_their_own() -> None:
+    other = RunRecord(**{**vars(BEATEN), "tags": {**BEATEN.tags, "data_digest": "def"}})
+    assert report.fronts([BEST, CHEAP, other]) == [BEST, CHEAP, other]
+
+
+def test_across_models_bits_per_byte_decide_since_tokenizers_differ() -> None:
+    coarse = record(4, 1.5, 0.001, model="gemma-2b", bits=0.5)
+    fine = record(5, 1.0, 0.002, model="tiny", bits=0.9)
+    assert report.fronts([coarse, fine]) == [coarse]
+
+
+def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
+    screen = report.sweep_summary(ALL, "s", asked=4)
+    assert max(len(line) for line in screen.splitlines()) <= 80
+    assert len(marked(screen)) == 2
+    assert "4 trials, 1 of them failed" in screen
+    assert "0.013 kWh, 0.0065 kg CO2e (assumed: world average at 475 g/kWh), 2 h" in screen
+    assert "25% of this energy is a model" in screen
+    assert "failed" in next(line for line in screen.splitlines() if line.startswith("3 "))
+    assert "go on with" not in screen
+
+
+def test_a_sweep_that_was_stopped_says_how_to_go_on() -> None:
+    assert "-P study=s" in report.sweep_summary(ALL, "s", asked=10)
+
+
+@pytest.mark.parametrize("table", [report.trials_table, report.runs_table])
+def test_tables_fit_80_columns_and_mark_grams_that_rest_on_an_assumption(table: object) -> None:
+    make = report.trials_table if table is report.trials_table else report.runs_table
+    assumed, known = make(ALL), make([record(1, 1.0, 1.0, assumed=False)])
+    assert "g CO2e*" in assumed
+    assert "g CO2e*" not in known
+    assert "g CO2e" in known
+    assert max(len(line) for line in assumed.splitlines()) <= 80
+
+
+def test_every_screen_with_kilograms_names_its_intensity() -> None:
+    known = record(1, 1.0, 1.0, assumed=False)
+    for screen in (report.sweep_summary([known], "s", 1), report.comparison([known]),
+                   report.run_summary(known)):  # fmt: skip
+        assert "France at 56.039 g/kWh" in screen
+        assert "assumed" not in screen
+    for screen in (report.sweep_summary([BEST], "s", 1), report.comparison([BEST]),
+                   report.run_summary(BEST)):  # fmt: skip
+        assert "assumed" in screen
+
+
+def test_csv_and_json_hold_the_same_rows_with_full_names_and_base_units() -> None:
+    from_csv = list(csv.DictReader(io.StringIO(report.to_csv(ALL))))
+    from_json = json.loads(report.to_json(ALL))
+    assert [row["run_id"] for row in from_csv] == [row["run_id"] for row in from_json]
+    assert from_json[0]["emissions_kg"] == float(from_csv[0]["emissions_kg"]) == 0.003
+    assert [row["front"] for row in from_json] == [True, True, False, False]
+    assert from_json[3]["val_loss"] is None
+    assert from_csv[3]["val_loss"] == ""
+    assert from_json[0]["learning_rate"] == "0.00123"
+
+
+@pytest.mark.parametrize("records", [(), ALL])
+def test_an_empty_selection_is_said_and_is_still_valid_csv_and_json(
+    records: Sequence[RunRecord],
+) -> None:
+    assert len(json.loads(report.to_json(records))) == len(records)
+    assert len(list(csv.DictReader(io.StringIO(report.to_csv(records))))) == len(records)
+    assert ("no runs match" in report.comparison(records)) == (not records)
+
+
+def test_totals_count_failed_runs() -> None:
+    assert report.totals(ALL) == pytest.approx(
+        {
+            "emissions_kg": 0.0065,
+            "energy_kwh": 0.013,
+            "runtime_h": 2.0,
+            "trials": 4,
+            "trials_failed": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.0005, "1.8 s"), (0.5, "30.0 min"), (3.456, "3.46 h")]
+)
+def test_times_are_in_the_unit_that_a_reader_would_choose(hours: float, text: str) -> None:
+    assert report.duration(hours) == text
+
+
+@pytest.mark.parametrize("records", [ALL, (FAILED,), (BEST,)])
+def test_the_front_is_drawn_with_every_finished_trial(
+    records: Sequence[RunRecord], tmp_path: Path
+) -> None:
+    figure = report.front_figure(records, "s")
+    figure.savefig(tmp_path / "front.png")
+    axes = figure.axes[0]
+    finished = [r for r in records if r.status == "FINISHED"]
+    assert len(axes.collections[0].get_offsets()) == len(finished)  # type: ignore[arg-type]
+    assert len(axes.lines[0].get_xydata()) == len(report.fronts(records))  # type: ignore[arg-type]
+    assert "assumed" in axes.get_xlabel()

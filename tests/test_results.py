@@ -1,0 +1,142 @@
+"""The arithmetic of a footprint, and the front: what nothing else beats."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from green_tune.results import Footprint, TrainResult, front
+
+MEASURED, MODELLED, NONE = "measured: RAPL counter", "modelled: watts", "none: no GPU was used"
+KWH = st.floats(0, 1e6)
+SMALL = st.integers(0, 5)  # few values, so that ties and equals occur
+POINTS = st.lists(st.tuples(SMALL, SMALL), max_size=20) | st.lists(
+    st.tuples(SMALL, SMALL, SMALL), max_size=20
+)
+Point = tuple[int, ...]
+
+
+def footprint(cpu: float, gpu: float, ram: float, runtime_h: float = 2.0) -> Footprint:
+    return Footprint(
+        runtime_h=runtime_h,
+        energy_cpu_kwh=cpu,
+        energy_gpu_kwh=gpu,
+        energy_ram_kwh=ram,
+        g_per_kwh=500.0,
+        methods={"cpu": MEASURED, "gpu": MEASURED if gpu else NONE, "ram": MODELLED},
+    )
+
+
+def beats(one: Point, other: Point) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def same(point: Point) -> Point:
+    return point
+
+
+def test_a_footprint_adds_up() -> None:
+    found = footprint(1.0, 2.0, 0.5)
+    assert found.energy_kwh == 3.5
+    assert found.emissions_kg == 3.5 * 0.5
+    assert found.emissions_rate_kg_per_h == 3.5 * 0.5 / 2
+    assert found.energy_modelled_share == 0.5 / 3.5
+
+
+@settings(deadline=None)
+@given(KWH, KWH, KWH, st.floats(0, 1e4))
+def test_the_modelled_share_is_a_share_and_nothing_divides_by_zero(
+    cpu: float, gpu: float, ram: float, runtime_h: float
+) -> None:
+    found = footprint(cpu, gpu, ram, runtime_h)
+    assert 0 <= found.energy_modelled_share <= 1
+    assert found.energy_kwh >= max(cpu, gpu, ram)
+    assert (found.emissions_rate_kg_per_h > 0) <= (runtime_h > 0)
+
+
+def test_every_part_that_is_modelled_counts_as_such() -> None:
+    assert footprint(0, 2, 0).energy_modelled_share == 0
+    assert footprint(0, 0, 1e-9).energy_modelled_share == 1
+    assert footprint(0, 0, 0).energy_modelled_share == 0
+
+
+def test_metrics_carry_their_units() -> None:
+    found = footprint(1.0, 2.0, 0.5)
+    assert found.to_metrics() == {
+        "runtime_h": 2.0,
+        "energy_kwh": 3.5,
+        "energy_cpu_kwh": 1.0,
+        "energy_gpu_kwh": 2.0,
+        "energy_ram_kwh": 0.5,
+        "energy_modelled_share": 0.5 / 3.5,
+        "emissions_kg": 1.75,
+        "emissions_rate_kg_per_h": 0.875,
+    }
+
+
+def test_a_result_leaves_the_losses_to_their_curves() -> None:
+    result = TrainResult(
+        val_loss=1.0,
+        val_bits_per_byte=0.5,
+        start_val_loss=2.0,
+        train_loss=1.1,
+        steps=40,
+        train_tokens=1000,
+        trainable_parameters=128,
+        memory_peak_gib=1.5,
+    )
+    assert result.to_metrics() == {
+        "start_val_loss": 2.0,
+        "steps": 40.0,
+        "train_tokens": 1000.0,
+        "trainable_parameters": 128.0,
+        "memory_peak_gib": 1.5,
+    }
+
+
+@settings(deadline=None)
+@given(POINTS)
+def test_the_front_is_what_nothing_beats(points: list[Point]) -> None:
+    assert front(points, same) == [p for p in points if not any(beats(q, p) for q in points)]
+
+
+@settings(deadline=None)
+@given(POINTS)
+def test_all_else_is_beaten_by_the_front(points: list[Point]) -> None:
+    best = front(points, same)
+    assert all(any(beats(p, q) for p in best) for q in points if q not in best)
+    assert front(best, same) == best
+
+
+@settings(deadline=None)
+@given(st.data(), POINTS)
+def test_the_front_does_not_depend_on_the_order(data: st.DataObject, points: list[Point]) -> None:
+    shuffled = data.draw(st.permutations(points))
+    assert sorted(front(shuffled, same)) == sorted(front(points, same))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SMALL, SMALL), min_size=1))
+def test_along_a_front_one_objective_is_paid_with_the_other(points: list[tuple[int, int]]) -> None:
+    best = sorted(set(front(points, same)))
+    assert best
+    assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(best))
+
+
+def test_equals_stay_and_the_given_order_with_them() -> None:
+    runs = [("a", (2, 1)), ("b", (1, 2)), ("c", (2, 1)), ("d", (2, 2))]
+    assert [name for name, _ in front(runs, lambda run: run[1])] == ["a", "b", "c"]
+
+
+def test_the_best_of_each_objective_is_on_the_front() -> None:
+    assert front([(0.5, 9.0), (0.4, 10.0), (0.6, 8.0), (0.6, 8.1)], lambda p: p) == [
+        (0.5, 9.0),
+        (0.4, 10.0),
+        (0.6, 8.0),
+    ]
+
+
+def test_points_of_different_lengths_are_a_bug() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        front([(1, 2), (0, 1, 2)], same)

@@ -1,0 +1,149 @@
+"""Where results are kept, and that a place which cannot hold them is noticed at once."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from green_tune.errors import StoreError
+from green_tune.store import check_reachable, study_url, tracking_uri
+
+TRACKING, STUDY = "MLFLOW_TRACKING_URI", "GREEN_TUNE_STUDY_STORAGE"
+NETWORKED = ("http", "https", "postgresql", "postgresql+psycopg2", "mysql+pymysql")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own, and nothing set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(TRACKING, raising=False)
+    monkeypatch.delenv(STUDY, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    """Somebody who listens on the loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def closed() -> str:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(StoreError) as caught:
+        check_reachable(url)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_runs_are_kept_in_the_working_folder(here: Path) -> None:
+    assert tracking_uri() == f"sqlite:///{here}/mlflow.db"
+    assert study_url() == f"sqlite:///{here}/optuna.db"
+    check_reachable(tracking_uri())
+    check_reachable(study_url())
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tracking", "study"),
+    [
+        ("sqlite:////data/runs/mlflow.db", "sqlite:////data/runs/optuna.db"),
+        ("sqlite:///runs/mlflow.db", "sqlite:///{here}/runs/optuna.db"),
+        ("sqlite:///mlflow.db", "sqlite:///{here}/optuna.db"),
+        ("http://tracking:5000", "sqlite:///{here}/optuna.db"),
+    ],
+)
+def test_a_study_stands_beside_the_tracking_store(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tracking: str, study: str
+) -> None:
+    monkeypatch.setenv(TRACKING, tracking)
+    assert tracking_uri() == tracking
+    assert study_url() == study.format(here=here)
+
+
+def test_a_study_may_be_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STUDY, "postgresql://host/db")
+    assert study_url() == "postgresql://host/db"
+
+
+@pytest.mark.parametrize("scheme", NETWORKED)
+def test_a_server_that_listens_is_reachable(server: socket.socket, scheme: str) -> None:
+    check_reachable(f"{scheme}://user:secret@127.0.0.1:{server.getsockname()[1]}/path")
+
+
+@pytest.mark.parametrize("scheme", NETWORKED)
+def test_a_study_storage_that_is_down_is_named_without_its_password(
+    closed: str, scheme: str
+) -> None:
+    line = refusal(f"{scheme}://user:secret@{closed}/db")
+    assert closed in line
+    assert STUDY in line
+    assert "secret" not in line
+
+
+def test_a_tracking_server_that_is_down_is_named_with_what_to_do(
+    closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRACKING, f"http://{closed}")
+    line = refusal(f"http://{closed}")
+    assert line.startswith(f"nobody answers at {closed} (")
+    assert "start the server" in line
+    assert f"unset {TRACKING}" in line
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".invalid"])
+def test_a_host_that_cannot_exist_is_named(host: str) -> None:
+    assert f"{host}:5000" in refusal(f"http://{host}:5000")
+
+
+@pytest.mark.parametrize("address", ["localhost:abc", "localhost:99999", "[::1", ""])
+def test_an_address_that_is_none_is_shown_whole(address: str) -> None:
+    assert f"http://{address}" in refusal(f"http://{address}")
+
+
+@pytest.mark.parametrize("rest", ["u:sec/ret@host/db", "u:secret@/db", "u:secret@host:port/db"])
+def test_an_address_that_is_none_is_shown_without_its_password(rest: str) -> None:
+    line = refusal(f"postgresql://{rest}")
+    assert f"postgresql://{rest.split('@')[1]}" in line
+    assert "sec" not in line
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns"])
+def test_a_folder_of_files_is_refused_with_what_would_do(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv(TRACKING, uri)
+    line = refusal(uri)
+    assert line.startswith(f"{uri} is a folder, which MLflow 3 no longer accepts")
+    assert "sqlite:///" in line
+    assert f"unset {TRACKING}" in line
+
+
+@pytest.mark.parametrize("url", ["optuna.db", "file:///data/optuna.db"])
+def test_a_study_storage_that_is_no_url_is_refused_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv(STUDY, url)
+    line = refusal(url)
+    assert url in line
+    assert STUDY in line
+    assert "MLflow" not in line
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+@pytest.mark.parametrize("prefix", ["sqlite:///", "sqlite+pysqlite:///"])
+def test_a_database_whose_folder_is_not_there_is_refused(
+    here: Path, kind: str, prefix: str
+) -> None:
+    (here / "file").touch()
+    for place in (here / kind, Path(kind)):
+        line = refusal(f"{prefix}{place}/mlflow.db")
+        assert str(place) in line
+        assert "create" in line

@@ -1,0 +1,165 @@
+import logging
+import os
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
+from green_tune.tracking import KIND, STUDY, Query, Tracker
+
+DEAD = f"{socket.gethostname()}:1:0"  # process 1 lives, but did not start at tick 0
+
+
+def status_of(uri: str, run_id: str) -> str:
+    return str(MlflowClient(uri).get_run(run_id).info.status)
+
+
+def test_a_run_that_ends_well_is_finished_and_reads_back_as_written(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "one", tags={"base_model": "tiny"}) as run:
+        run.log_params({"task": "qa", "learning_rate": "0.0002"})
+        run.log_metrics({"val_loss": 3.0}, step=0)
+        run.log_metrics({"val_loss": 2.0}, step=5)
+        run.log_dataset("qa-sample", "sample", "abc", "training")
+    record = tracker.get(run.id)
+    assert (record.status, record.kind, record.name) == ("FINISHED", "train", "one")
+    assert record.params == {"task": "qa", "learning_rate": "0.0002"}
+    assert record.metrics == {"val_loss": 2.0}
+    curve = MlflowClient(store_uri).get_metric_history(run.id, "val_loss")
+    assert [(point.step, point.value) for point in curve] == [(0, 3.0), (5, 2.0)]
+    inputs = MlflowClient(store_uri).get_run(run.id).inputs
+    assert inputs is not None
+    dataset = inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("qa-sample", "abc")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RunFailed("the loss is nan"), "FAILED"),
+        (ValueError("a bug"), "FAILED"),
+        (Stopped(15), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_a_run_that_ends_badly_is_closed_with_its_reason_and_its_metrics(
+    store_uri: str, error: BaseException, status: str
+) -> None:
+    tracker = Tracker(store_uri)
+    with pytest.raises(type(error)), tracker.run("train", "one") as run:
+        run.log_metrics({"emissions_kg": 1.5})
+        raise error
+    record = tracker.get(run.id)
+    assert status_of(store_uri, run.id) == record.status == status
+    assert record.metrics == {"emissions_kg": 1.5}
+    assert str(error) in record.tags["green_tune.error"]
+
+
+def test_the_launchers_run_is_adopted_once_and_its_params_are_left_alone(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(store_uri)
+    launched = client.create_run("0").info.run_id
+    client.log_param(launched, "gpu", "'my t4'")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    tracker = Tracker(store_uri)
+    with tracker.run("sweep", "parent", asked={"gpu": "my t4", "seed": "0"}) as parent:
+        assert parent.id == launched
+        assert "MLFLOW_RUN_ID" not in os.environ
+        with tracker.run("trial", "child", parent=parent) as child:
+            child.log_params({"gpu": "auto"})
+    assert tracker.get(launched).params == {"gpu": "my t4", "seed": "0"}
+    assert tracker.get(child.id).parent_id == launched
+    assert tracker.get(child.id).params == {"gpu": "auto"}
+
+
+def test_what_was_typed_is_stored_as_the_launcher_stores_it(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "one", asked={"data": "my folder"}) as run:
+        run.log_params({"data": "my folder", "plan.precision": "fp32"})
+    assert MlflowClient(store_uri).get_run(run.id).data.params["data"] == "'my folder'"
+    assert tracker.get(run.id).params == {"data": "my folder", "plan.precision": "fp32"}
+
+
+def test_thousands_of_metrics_reach_the_store(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "one") as run:
+        for step in range(2500):
+            run.log_metrics({"train_loss": float(step)}, step)
+    history = MlflowClient(store_uri).get_metric_history(run.id, "train_loss")
+    assert sorted(point.step for point in history) == list(range(2500))
+
+
+def test_runs_are_found_by_model_task_gpu_study_time_and_kind(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    for number, (model, task, gpu) in enumerate(
+        [("tiny", "qa", "t4"), ("tiny", "sentiment", "a100-80"), ("gemma-2b", "qa", "l4")]
+    ):
+        tags = {"base_model": model, "gpu_type": gpu, STUDY: f"s{number}"}
+        with tracker.run("trial" if number else "train", str(number), tags=tags) as run:
+            run.log_params({"task": task})
+    with tracker.run("sweep", "a parent is never compared"):
+        pass
+
+    def found(query: Query) -> list[str]:
+        return [record.name for record in tracker.find(query)]
+
+    now = datetime.now(UTC)
+    assert found(Query()) == ["0", "1", "2"]
+    assert found(Query(model="tiny")) == ["0", "1"]
+    assert found(Query(task="qa", model="gemma-2b")) == ["2"]
+    assert found(Query(gpu="a100")) == ["1"]
+    assert found(Query(gpu="A100-80")) == ["1"]
+    assert found(Query(study="s2")) == ["2"]
+    assert found(Query(kinds=("train",))) == ["0"]
+    assert found(Query(since=now - timedelta(hours=1))) == ["0", "1", "2"]
+    assert found(Query(since=now + timedelta(hours=1))) == []
+    assert found(Query(until=now - timedelta(hours=1))) == []
+
+
+def test_a_family_of_gpus_is_not_a_prefix(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    for gpu in ("l4", "l40", "a10", "a100-40"):
+        with tracker.run("train", gpu, tags={"gpu_type": gpu}):
+            pass
+    assert [record.name for record in tracker.find(Query(gpu="l4"))] == ["l4"]
+    assert [record.name for record in tracker.find(Query(gpu="a10"))] == ["a10"]
+
+
+def test_a_filter_with_a_quotation_mark_is_refused(store_uri: str) -> None:
+    with pytest.raises(ConfigError, match="quotation mark"):
+        Tracker(store_uri).find(Query(model="it's"))
+
+
+def test_runs_of_all_experiments_are_found(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    elsewhere = Tracker(store_uri)
+    with elsewhere.run("train", "one"):
+        pass
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    default = Tracker(store_uri)
+    assert default.experiment_id != elsewhere.experiment_id
+    assert [record.name for record in default.find(Query())] == ["one"]
+
+
+def test_what_a_killed_process_left_open_is_closed_by_the_next_command(
+    store_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = MlflowClient(store_uri)
+    dead = client.create_run("0", tags={KIND: "trial", "green_tune.worker": DEAD}, run_name="dead")
+    foreign = client.create_run("0", tags={KIND: "trial"}, run_name="not ours")
+    with caplog.at_level(logging.WARNING), Tracker(store_uri).run("train", "alive") as alive:
+        Tracker(store_uri)
+        assert status_of(store_uri, alive.id) == "RUNNING"
+    assert status_of(store_uri, dead.info.run_id) == "KILLED"
+    assert status_of(store_uri, foreign.info.run_id) == "RUNNING"
+    assert "run dead was left open by a process that died" in caplog.text
+
+
+def test_a_store_that_mlflow_refuses_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be used") as caught:
+        Tracker(f"file://{tmp_path / 'mlruns'}")
+    assert "\n" not in str(caught.value)

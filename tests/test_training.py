@@ -1,0 +1,197 @@
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from green_tune import tiny, training
+from green_tune.errors import ModelError, TrainingDiverged
+from green_tune.job import Job
+from green_tune.training import Progress
+
+MakeJob = Callable[..., Job]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def fit(job: Job) -> tuple[training.FineTuner, list[Progress]]:
+    seen: list[Progress] = []
+    tuner = training.load(job)
+    tuner.fit(seen.append)
+    return tuner, seen
+
+
+def curve(seen: list[Progress], name: str) -> list[float]:
+    return [progress.metrics[name] for progress in seen if name in progress.metrics]
+
+
+def broken(folder: Path, weight: float) -> Path:
+    """`tiny` with every weight of its output layer set to `weight`."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.folder())
+    with torch.no_grad():
+        model.lm_head.weight.fill_(weight)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny.folder()).save_pretrained(folder)
+    return folder
+
+
+def test_tiny_is_the_same_to_the_byte_each_time_it_is_built(tmp_path: Path) -> None:
+    built = [digests(tiny.build(tmp_path / name)) for name in ("one", "two")]
+    assert built[0] == built[1]
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= built[0].keys()
+
+
+def test_training_lowers_the_validation_loss_and_reports_its_course(make_job: MakeJob) -> None:
+    job = make_job(epochs=3, learning_rate=2e-3, evals=3, max_train_examples=64)
+    tuner, seen = fit(job)
+    losses = curve(seen, "val_loss")
+    assert len(losses) == 4  # before the first step, and three times
+    assert losses[-1] < losses[0] - 1
+    assert seen[-1].step == seen[-1].steps == tuner.steps == 24
+    assert len(curve(seen, "train_loss")) == 24
+    assert all(speed > 0 for speed in curve(seen, "tokens_per_s"))
+
+
+def test_the_result_counts_what_was_trained(make_job: MakeJob) -> None:
+    tuner = training.load(make_job(epochs=2))
+    tokens = sum(len(example["input_ids"]) for example in tuner.train)
+    result = tuner.fit(lambda _: None)
+    assert result.train_tokens == 2 * tokens
+    assert result.steps == 12
+    assert result.trainable_parameters == 32_768  # rank 16 on the seven layers of two blocks
+    assert result.val_loss < result.start_val_loss
+
+
+def test_only_the_adapter_is_trained(make_job: MakeJob) -> None:
+    tuner = training.load(make_job())
+    frozen = {n: p.clone() for n, p in tuner._model.named_parameters() if not p.requires_grad}
+    tuner.fit(lambda _: None)
+    after = dict(tuner._model.named_parameters())
+    assert frozen
+    assert all(torch.equal(after[name], before) for name, before in frozen.items())
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(make_job: MakeJob) -> None:
+    first, again, other = (curve(fit(make_job(seed=s))[1], "train_loss") for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_accumulation_gives_the_losses_of_the_batch_it_stands_for(make_job: MakeJob) -> None:
+    whole = curve(fit(make_job(batch_size=8, accumulation_steps=1))[1], "train_loss")
+    parts = curve(fit(make_job(batch_size=2, accumulation_steps=4))[1], "train_loss")
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_the_validation_loss_is_that_of_one_example_at_a_time(
+    make_job: MakeJob, batch_size: int
+) -> None:
+    tuner = training.load(make_job(task="qa", batch_size=batch_size))
+    model = AutoModelForCausalLM.from_pretrained(tiny.folder())
+    total = labels = 0.0
+    for example in tuner.validation:
+        ids = torch.tensor([example["input_ids"]])
+        with torch.inference_mode():
+            logits = model(ids).logits[0, :-1].log_softmax(-1)
+        scores = logits.gather(1, ids[0, 1:, None])[-example["labelled"] :]
+        total, labels = total - float(scores.sum()), labels + example["labelled"]
+    text_bytes = sum(e["completion_bytes"] for e in tuner.validation)
+    validation = tuner.validate()
+    assert validation.loss == pytest.approx(total / labels, rel=1e-5)
+    assert validation.bits_per_byte == pytest.approx(total / math.log(2) / text_bytes, rel=1e-5)
+
+
+def test_the_saved_adapter_loads_with_plain_peft_and_predicts_the_same(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    tuner, _ = fit(make_job(learning_rate=2e-3))
+    tuner.save(tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json"}
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    base = AutoModelForCausalLM.from_pretrained(tiny.folder())
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    ids = torch.tensor([tuner.validation[0]["input_ids"]])
+    tuner._model.eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, tuner._model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"), [("q_proj,v_proj", {"q_proj", "v_proj"}), ("down_proj", {"down_proj"})]
+)
+def test_named_layers_alone_are_adapted(make_job: MakeJob, targets: str, adapted: set[str]) -> None:
+    tuner = training.load(make_job(lora_targets=targets))
+    trained = [n for n, p in tuner._model.named_parameters() if p.requires_grad]
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trained} == adapted
+
+
+def test_layers_that_the_model_does_not_have_are_named(make_job: MakeJob) -> None:
+    with pytest.raises(ModelError, match="lora_targets=nope"):
+        training.load(make_job(lora_targets="nope"))
+
+
+def test_a_loss_that_is_no_number_stops_the_training(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(model=str(broken(tmp_path / "nan", math.nan)))
+    with pytest.raises(TrainingDiverged, match=r"validation loss is nan at step 0"):
+        fit(job)
+
+
+def test_a_loss_that_becomes_no_number_in_mid_training_stops_it_there(make_job: MakeJob) -> None:
+    tuner = training.load(make_job(epochs=2))
+    adapter = next(p for p in tuner._model.parameters() if p.requires_grad)
+
+    def poison(progress: Progress) -> None:
+        if progress.step == 3:
+            with torch.no_grad():
+                adapter.fill_(math.nan)
+
+    with pytest.raises(TrainingDiverged, match="loss is nan at step 4"):
+        tuner.fit(poison)
+
+
+def test_a_folder_that_holds_no_loadable_model_is_one_clear_line(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    folder = broken(tmp_path / "model", 0.0)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="model cannot be loaded") as caught:
+        training.load(make_job(model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_beyond_the_models_context_are_cut_with_a_warning(
+    make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuner = training.load(make_job(max_seq_len=100_000, task="qa"))
+    assert tuner.max_seq_len == 4096
+    assert "lowered to the model's context of 4096" in caplog.text
+
+
+def test_long_examples_are_counted(make_job: MakeJob) -> None:
+    tuner = training.load(make_job(task="summarization", max_seq_len=96))
+    fits = tuner.fits["train"]
+    assert fits.total == 48
+    assert fits.cut > 40
+    assert all(len(example["input_ids"]) <= 96 for example in tuner.train)
+
+
+def test_a_real_pretrained_model_learns_real_data(make_job: MakeJob, shared: Path) -> None:
+    job = make_job(
+        model=str(shared / "models" / "stories260K"),
+        data=str(shared / "sentiment"),
+        max_train_examples=200,
+        learning_rate=1e-3,
+    )
+    _, seen = fit(job)
+    losses = curve(seen, "val_loss")
+    assert losses[-1] < losses[0] / 4
