@@ -37,40 +37,44 @@ def _sweep(asked: dict[str, str]) -> None:
     from green_tune.emissions import Meter
     from green_tune.experiment import describe, run_experiment
     from green_tune.sweep import Objectives, open_study, run_sweep
-    from green_tune.tracking import STUDY, TRIAL, Query, Tracker
+    from green_tune.tracking import STUDY, TRIAL, Query, Run, Tracker
 
-    search = open_study(job, space, config, store.study_url())
+    mine = Query(study=name, kinds=("trial",))
+    mine.filters()  # before the first trial: the name can be searched for afterwards
+    study = open_study(job, space, config, store.study_url())
     tracker = Tracker(store.tracking_uri())
     meter = Meter(job.device, job.intensity)
-    study = {STUDY: config.study}
-    with tracker.run("sweep", config.study, asked=asked, tags=study) as parent:
+
+    def trial(job: jobs.Job, number: int) -> Objectives:
+        tags = {STUDY: name, TRIAL: str(number)}
+        with tracker.run("trial", f"#{number} {name}", tags=tags, parent=parent) as current:
+            outcome = run_experiment(job, current, meter)
+        click.echo(report.trial_line(tracker.get(current.id)), err=True)
+        loss, kg = outcome.result.val_loss, outcome.footprint.emissions_kg
+        return Objectives(val_loss=loss, emissions_kg=kg)
+
+    def summarise(parent: Run) -> None:
+        records = tracker.find(mine)
+        front = report.fronts(records)
+        tracker.mark_front(records, front)
+        parent.log_metrics(report.totals(records))
+        parent.log_table(report.rows(records), "trials.json")
+        parent.log_table(report.rows(front), "front.json")
+        parent.log_figure(report.front_figure(records, name), "front.png")
+        click.echo(report.sweep_summary(records, name, config.trials))
+        click.echo(views.where(tracker.uri, link))
+
+    with tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent:
         describe(job, parent)
-        tracker.set_experiment_tags(views.study_view(config.study, list(space)))
-
-        def trial(job: jobs.Job, number: int) -> Objectives:
-            tags = study | {TRIAL: str(number)}
-            name = f"{config.study}-{number}"
-            with tracker.run("trial", name, tags=tags, parent=parent) as current:
-                outcome = run_experiment(job, current, meter)
-            click.echo(report.trial_line(tracker.get(current.id)), err=True)
-            return Objectives(
-                val_loss=outcome.result.val_loss, emissions_kg=outcome.footprint.emissions_kg
-            )
-
+        tracker.set_experiment_tags(views.study_view(name, list(space)))
+        link = views.study_link(tracker.uri, parent.experiment_id, name)
+        click.echo(views.where(tracker.uri, link), err=True)
         try:
-            run_sweep(search, job, space, config.trials, trial)
+            run_sweep(study, job, space, config.trials, trial)
         finally:  # what was found and spent is kept, however the sweep ends
-            records = tracker.find(Query(study=config.study, kinds=("trial",)))
-            tracker.mark_front(records, report.fronts(records))
-            parent.log_metrics(report.totals(records))
-            parent.log_table(report.rows(records), "trials.json")
-            parent.log_table(report.rows(report.fronts(records)), "front.json")
-            parent.log_figure(report.front_figure(records, config.study), "front.png")
-            click.echo(report.sweep_summary(records, config.study, config.trials))
-            link = views.study_link(tracker.uri, parent.experiment_id, config.study)
-            click.echo(views.where(tracker.uri, link))
-    if not report.fronts(records):
-        raise RunFailed(f"no trial of {config.study} finished; each one's reason is in its run")
+            summarise(parent)
+    if not report.fronts(tracker.find(mine)):
+        raise RunFailed(f"no trial of {name} finished; each one's reason is in its run")
 
 
 def _study_name(asked: str, *parts: str) -> str:

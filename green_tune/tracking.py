@@ -5,6 +5,7 @@ trial can never write into its parent. Under `mlflow run` the first run adopts t
 launcher made. It does not know what is trained or measured, only how it is called in the store.
 """
 
+import json
 import logging
 import os
 import shlex
@@ -85,9 +86,8 @@ class Run:
 
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Names the data set that this run read."""
-        dataset = Dataset(
-            name, digest, source_type="green-tune", source=f'{{"source": "{source}"}}'
-        )
+        described = json.dumps({"source": source})
+        dataset = Dataset(name, digest, source_type="green-tune", source=described)
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
@@ -293,9 +293,11 @@ def _unquoted(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    if "'" in text:
-        raise ConfigError(f"a filter cannot hold a quotation mark: {text}")
-    return f"'{text}'"
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' in text:
+        raise ConfigError(f"a name with both kinds of quotation marks cannot be searched: {text}")
+    return f'"{text}"'
 
 
 def _line(error: Exception) -> str:

@@ -14,6 +14,7 @@ os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from green_tune import job as jobs
+from green_tune import nvml
 from green_tune.config import TrainConfig
 from green_tune.job import Job
 
@@ -21,6 +22,21 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "GREEN_TUNE_STUDY_STORAGE",
         "CUDA_VISIBLE_DEVICES")  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what needs a GPU where there is none; pytest counts it as deselected."""
+    if nvml.find_gpus():
+        return
+    without = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in without]
+    config.hook.pytest_deselected(items=without)
+
+
+def pytest_report_header() -> str:
+    """Says at the top which hardware the tests ran on."""
+    gpus = ", ".join(str(gpu) for gpu in nvml.find_gpus())
+    return f"gpu: {gpus or 'none here, so tests marked gpu are deselected'}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,9 +114,8 @@ def test_the_session_is_closed_after_an_answer_and_after_a_fault(nvml: FakeNvml)
 
 
 def test_a_part_of_a_gpu_is_refused_and_never_replaced_by_the_cpu(
-    nvml: Callable[..., FakeNvml], monkeypatch: pytest.MonkeyPatch
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nvml(A100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
     with pytest.raises(HardwareMismatch, match="MIG"):
         find_gpus()

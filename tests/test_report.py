@@ -83,7 +83,7 @@ def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
     assert len(marked(screen)) == 2
     assert "4 trials, 1 of them failed" in screen
     assert "0.013 kWh, 0.0065 kg CO2e (assumed: world average at 475 g/kWh), 2 h" in screen
-    assert "25% of this energy is a model" in screen
+    assert "25% of this energy is modelled" in screen
     assert "failed" in next(line for line in screen.splitlines() if line.startswith("3 "))
     assert "go on with" not in screen
 

@@ -129,9 +129,18 @@ def test_a_family_of_gpus_is_not_a_prefix(store_uri: str) -> None:
     assert [record.name for record in tracker.find(Query(gpu="a10"))] == ["a10"]
 
 
-def test_a_filter_with_a_quotation_mark_is_refused(store_uri: str) -> None:
-    with pytest.raises(ConfigError, match="quotation mark"):
-        Tracker(store_uri).find(Query(model="it's"))
+@pytest.mark.parametrize("name", ["it's", 'the "best"', "50% of it"])
+def test_odd_names_are_found(store_uri: str, name: str) -> None:
+    tracker = Tracker(store_uri)
+    for study in (name, "another"):
+        with tracker.run("trial", study, tags={STUDY: study}):
+            pass
+    assert [record.name for record in tracker.find(Query(study=name))] == [name]
+
+
+def test_a_name_that_no_filter_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="both kinds of quotation marks"):
+        Query(study='it\'s "it"').filters()
 
 
 def test_runs_of_all_experiments_are_found(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
