@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from green_tune.config import Options
-from green_tune.errors import GreenTuneError, Stopped
+from green_tune.errors import GreenTuneError, Stopped, StoreError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,11 +48,32 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except GreenTuneError as error:
-        click.echo(f"error: {error}", err=True)
+        _end(error, f"error: {error}")
         sys.exit(error.exit_code)
     except Stopped as stop:
-        click.echo(f"{stop}; what was spent is logged", err=True)
+        _end(stop, f"{stop}; what was spent is logged")
         sys.exit(stop.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("green_tune", "entrypoints"):
+            raise
+        _end(error, f"error: {error.name} is not installed for {sys.executable}: activate the "
+                    "environment that `make install` makes, or use --env-manager uv")  # fmt: skip
+        sys.exit(2)
+
+
+def _end(error: BaseException, line: str) -> None:
+    """Prints the line; if the launcher's run is still nobody's, it gets the reason as well."""
+    click.echo(line, err=True)
+    if "MLFLOW_RUN_ID" not in os.environ or isinstance(error, (StoreError, ModuleNotFoundError)):
+        return
+    from green_tune.store import tracking_uri
+    from green_tune.tracking import Tracker
+
+    try:
+        with Tracker(tracking_uri()).run("refused", click.get_current_context().info_name or ""):
+            raise error
+    except type(error):
+        return
 
 
 def _bounds(meta: Mapping[str, Any]) -> str:

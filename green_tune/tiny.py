@@ -5,6 +5,8 @@ nothing; it learns because its residual stream is small and its output layer is 
 adapter's first steps already move the predictions. Once built it is a folder like any other.
 """
 
+import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from green_tune import samples
 from green_tune.tasks import TASKS
 
-VERSION = "1"  # change it with anything below: the folder is kept under this name
 SPECIAL = ("<pad>", "<s>", "</s>")
 CONFIG: dict[str, Any] = {
     "vocab_size": 1024,
@@ -37,8 +38,12 @@ OUTPUT_STD = 0.125  # 1 / sqrt(hidden size): logits of order one from the start
 
 
 def folder() -> Path:
-    """The folder that holds `tiny`, built there first if need be (under a second)."""
-    place = _cache() / f"tiny-{VERSION}"
+    """The folder that holds `tiny`, built there first if need be (under a second).
+
+    It is named for what it is made of, so that a change of any of it builds another.
+    """
+    recipe = json.dumps([CONFIG, OUTPUT_STD, SPECIAL, _texts()]).encode()
+    place = _cache() / f"tiny-{hashlib.sha256(recipe).hexdigest()[:12]}"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:

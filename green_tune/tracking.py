@@ -75,7 +75,15 @@ class Run:
         now_ms = int(time.time() * 1000)
         self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
         if len(self._buffer) >= FLUSH_POINTS or time.monotonic() - self._flushed_s > FLUSH_S:
+            self._try_flush()
+
+    def _try_flush(self) -> None:
+        """A store that is away must not end a training: the end of the run writes what is left."""
+        try:
             self.flush()
+        except MlflowException as error:
+            log.warning("metrics of %s could not be written yet: %s", self.name, _line(error))
+            self._flushed_s = time.monotonic()
 
     def flush(self) -> None:
         """Writes what is buffered; what could not be written stays buffered."""

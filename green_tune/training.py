@@ -4,11 +4,13 @@
 know MLflow, Optuna or what a kilowatt-hour is: it reports steps and losses to its caller.
 """
 
+import gc
 import logging
 import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +96,9 @@ def _open(device: Device) -> torch.device:
             f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
             "or train on the CPU with gpu=cpu"
         )
+    gc.collect()  # the model of the trial before, which is caught in reference cycles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     return torch.device("cuda")
 
 
@@ -125,7 +130,9 @@ def _adapted(job: Job, base: Any) -> Any:
         target_modules=targets if targets == "all-linear" else targets.split(","),
     )
     try:
-        return get_peft_model(base, lora)
+        with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            return get_peft_model(base, lora)
     except ValueError as error:
         raise ModelError(
             f"lora_targets={targets} does not suit {job.source.name}: {error}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
 from green_tune.tracking import KIND, STUDY, Query, Tracker
@@ -91,6 +92,23 @@ def test_thousands_of_metrics_reach_the_store(store_uri: str) -> None:
             run.log_metrics({"train_loss": float(step)}, step)
     history = MlflowClient(store_uri).get_metric_history(run.id, "train_loss")
     assert sorted(point.step for point in history) == list(range(2500))
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_training_and_no_metric(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "one") as run:
+        with monkeypatch.context() as away:
+            away.setattr(MlflowClient, "log_batch", _refuse)
+            for step in range(600):
+                run.log_metrics({"train_loss": 1.0}, step)
+        assert "could not be written yet" in caplog.text
+    assert len(MlflowClient(store_uri).get_metric_history(run.id, "train_loss")) == 600
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise MlflowException("the server is down")
 
 
 def test_runs_are_found_by_model_task_gpu_study_time_and_kind(store_uri: str) -> None:

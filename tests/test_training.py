@@ -3,11 +3,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GemmaConfig,
+    GPT2Config,
+    MistralConfig,
+    PreTrainedConfig,
+)
 
 from green_tune import tiny, training
 from green_tune.errors import ModelError, TrainingDiverged
@@ -15,6 +23,10 @@ from green_tune.job import Job
 from green_tune.training import Progress
 
 MakeJob = Callable[..., Job]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -183,6 +195,28 @@ def test_long_examples_are_counted(make_job: MakeJob) -> None:
     assert fits.total == 48
     assert fits.cut > 40
     assert all(len(example["input_ids"]) <= 96 for example in tuner.train)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        MistralConfig(sliding_window=32, num_key_value_heads=2, **SHAPE),
+        GemmaConfig(head_dim=32, num_key_value_heads=1, **SHAPE),
+        GPT2Config(vocab_size=1024, n_embd=32, n_layer=1, n_head=2, n_positions=256),
+    ],
+    ids=["mistral", "gemma", "gpt2"],
+)
+def test_other_model_families_learn_and_are_saved(
+    make_job: MakeJob, tmp_path: Path, family: PreTrainedConfig
+) -> None:
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_config(family).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    AutoTokenizer.from_pretrained(tiny.folder()).save_pretrained(folder)
+    tuner, seen = fit(make_job(model=str(folder), learning_rate=5e-3, max_seq_len=128))
+    losses = curve(seen, "val_loss")
+    assert losses[-1] < losses[0]
+    tuner.save(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 0
 
 
 def test_a_real_pretrained_model_learns_real_data(make_job: MakeJob, shared: Path) -> None:

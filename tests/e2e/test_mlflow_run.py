@@ -206,6 +206,9 @@ def test_a_gpu_that_is_not_here_ends_the_command_with_one_line(project: Path) ->
     assert "Traceback" not in done.stderr
     assert still_running(project) == []
     assert runs(project, "trial") == []
+    (refused,) = runs(project, "refused")
+    assert refused.info.status == "FAILED"
+    assert "gpu=t4 is not in this machine" in refused.data.tags["green_tune.error"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
