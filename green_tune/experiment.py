@@ -102,13 +102,13 @@ class _Bar:
         self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
         self._shown: dict[str, float] = {}
         self._bar = tqdm(
-            desc=run.name,
+            desc=run.name.partition(" ")[0],  # of a trial its number
             total=steps,
             file=sys.stderr,
             leave=False,
             delay=0 if sys.stderr.isatty() else 30,  # a log file wants few lines
             mininterval=0.2 if sys.stderr.isatty() else 60,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {n}/{total} [{remaining}] {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar}|{n}/{total} {remaining}{postfix}",
             dynamic_ncols=True,
         )
 
@@ -128,11 +128,11 @@ class _Bar:
 
     def _postfix(self) -> str:
         shown = [
-            f"{label} {self._shown[key]:{form}}"
-            for key, label, form in (
-                ("train_loss", "loss", ".3f"),
-                ("val_loss", "val", ".3f"),
-                ("tokens_per_s", "tok/s", ",.0f"),
+            form.format(self._shown[key])
+            for key, form in (
+                ("train_loss", "loss {:.3f}"),
+                ("val_loss", "val {:.3f}"),
+                ("tokens_per_s", "{:,.0f} tok/s"),
             )
             if key in self._shown
         ]

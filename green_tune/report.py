@@ -152,8 +152,8 @@ def trial_line(record: RunRecord) -> str:
         f"{short} {_short(record.params[name])}" for name, short in HYPERPARAMETERS.items()
     )
     return (
-        f"trial {record.tags['green_tune.trial']}: val loss {_loss(record)}, "
-        f"{_grams(record)} g{_star([record])}  ({hyperparameters})"
+        f"trial {record.tags['green_tune.trial']}: loss {_loss(record)}, "
+        f"{_grams(record)} g{_star([record])}  {hyperparameters}"
     )
 
 
@@ -167,7 +167,7 @@ def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: i
         trials_table(records, width),
         f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
         *_footnotes(records),
-        f"\nThe sweep cost, failed trials included:\n{cost(records)}\n",
+        f"\nThe sweep's training cost, failed trials included:\n{cost(records)}\n",
     ]
     return "\n".join(lines)
 
