@@ -1,5 +1,6 @@
 """`mlflow run . -e compare`: runs read back from the store, side by side, the front marked."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,8 +58,13 @@ def _compare(asked: dict[str, str]) -> None:
     )
     with tracker.adopted("compare", "compare", asked):
         records = tracker.find(query)
-        form = {"table": report.comparison, "csv": report.to_csv, "json": report.to_json}
-        _write(form[config.format](records), config.output)
+        width = max(shutil.get_terminal_size().columns, 80)
+        text = {
+            "table": lambda: report.comparison(records, width),
+            "csv": lambda: report.to_csv(records),
+            "json": lambda: report.to_json(records),
+        }[config.format]()
+        _write(text, config.output)
 
 
 def _write(text: str, place: str) -> None:

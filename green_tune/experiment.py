@@ -5,18 +5,24 @@ happens here is only their order, and that nothing which was spent goes unrecord
 """
 
 import logging
+import platform
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
 
-from green_tune import training
+from green_tune import __version__, training
 from green_tune.emissions import Meter, Window
 from green_tune.job import Job
 from green_tune.results import Footprint, TrainResult
 from green_tune.tracking import Run
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "codecarbon", "mlflow", "optuna", "datasets",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +76,20 @@ def describe(job: Job, run: Run) -> None:
         "intensity_source": zone.source,
         "intensity_assumed": str(zone.assumed).lower(),
     }
-    versions = {f"version.{name}": text for name, text in training.versions().items()}
-    run.set_tags({key: text for key, text in (tags | versions).items() if text})
+    run.set_tags({key: text for key, text in (tags | _versions()).items() if text})
     run.log_dataset(
         f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training"
     )
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what shapes a result."""
+    versions = {f"version.{name}": metadata.version(name) for name in LIBRARIES}
+    return versions | {
+        "version.green_tune": __version__,
+        "version.python": platform.python_version(),
+        "version.cuda": training.cuda_version(),
+    }
 
 
 def _report_cuts(job: Job, tuner: training.FineTuner) -> None:

@@ -21,6 +21,7 @@ from green_tune.results import RunRecord, front
 MARK = "★"
 KG_TO_G = 1000.0
 MINUTE_S, HOUR_S = 60, 3600
+WIDE = 120  # columns
 HYPERPARAMETERS = {
     "batch_size": "batch",
     "accumulation_steps": "acc",
@@ -84,9 +85,13 @@ def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
 
 
 def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
-    """Runs of any origin, one a line, those on the front of their task and data marked."""
-    table = _table("", "run", "model", "task", "gpu", "val loss", "bits/B",
-                   f"g CO2e{_star(records)}", "g/h", "time")  # fmt: skip
+    """Runs of any origin, one a line, those on the front of their task and data marked.
+
+    Where there is room, their hyperparameters follow.
+    """
+    extra = HYPERPARAMETERS if width >= WIDE else {}
+    headings = ("", "run", "model", "task", "gpu", "val loss", "bits/B")
+    table = _table(*headings, f"g CO2e{_star(records)}", "g/h", "time", *extra.values())
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
         table.add_row(
@@ -100,6 +105,7 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
             _grams(record),
             _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
             _time(record),
+            *(_short(record.params.get(name, "")) for name in extra),
             style="bold" if record.run_id in on_front else "",
         )
     return _text(table, width)
@@ -243,7 +249,8 @@ def front_figure(records: Sequence[RunRecord], title: str) -> Figure:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.scatter(*_points(done), color="0.65", label="trials")
-    axes.plot(*_points(best), "o-", color="tab:green", label="Pareto front")
+    # A step, not a slope: between two trials nothing was shown to be possible.
+    axes.plot(*_points(best), "o-", drawstyle="steps-post", color="tab:green", label="Pareto front")
     for record in best:
         x, y = record.metrics["emissions_kg"] * KG_TO_G, record.metrics["val_loss"]
         axes.annotate(_name(record), (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8)
@@ -333,7 +340,7 @@ def _time(record: RunRecord) -> str:
 
 def _figure(record: RunRecord, name: str, factor: float = 1.0) -> str:
     value = record.metrics.get(name)
-    return "" if value is None else f"{value * factor:.4g}"
+    return "" if value is None else f"{value * factor:.3g}"
 
 
 def _short(text: str) -> str:

@@ -29,6 +29,11 @@ class Dimension:
     scale: Scale
     values: tuple[Any, ...]
 
+    def __contains__(self, value: Number) -> bool:
+        if self.scale == "choice":
+            return value in self.values
+        return self.low <= value <= self.high
+
     @property
     def low(self) -> Number:
         """The smallest value."""
@@ -55,7 +60,7 @@ SPACE = {
     for dimension in (
         _dimension("batch_size", "powers of two", 2, 32),
         _dimension("accumulation_steps", "linear", 1, 8),
-        _dimension("learning_rate", "log", 2e-5, 2e-3),
+        _dimension("learning_rate", "log", 5e-5, 2e-3),
         _dimension("warmup_steps", "linear", 0, 20),
         _dimension("epochs", "linear", 1, 3),
         _dimension("lora_rank", "powers of two", 4, 64),

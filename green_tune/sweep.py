@@ -64,6 +64,8 @@ def open_study(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.S
         study.set_metric_names(list(OBJECTIVES))
     _check_same(study, _identity(job, space))
     _fail_dead_trials(study)
+    if not study.trials:
+        study.enqueue_trial(_baseline(space))
     # Trials so far go into the seed: else a resumed sweep would repeat its first proposals.
     study.sampler = _sampler(sweep.sampler, job.config.seed, len(study.trials))
     return study
@@ -121,6 +123,16 @@ def _fail_dead_trials(study: optuna.Study) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
+def _baseline(space: Space) -> dict[str, Any]:
+    """The first trial: what `train` would do by default, as far as the space allows it."""
+    usual = TrainConfig().__dict__
+    return {
+        _name(dim): _exponent(usual[name]) if dim.scale == "powers of two" else usual[name]
+        for name, dim in space.items()
+        if usual[name] in dim
+    }
+
+
 def _sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
     digest = hashlib.sha256(f"{seed}/{trials}".encode()).digest()
     mixed = int.from_bytes(digest[:4], "big")
@@ -148,12 +160,20 @@ def _suggest(trial: optuna.Trial, space: Space, base: TrainConfig) -> TrainConfi
 
 
 def _value(trial: optuna.Trial, dimension: Dimension) -> Any:
-    name, low, high = dimension.name, dimension.low, dimension.high
+    name, low, high = _name(dimension), dimension.low, dimension.high
     if dimension.scale == "choice":
         return trial.suggest_categorical(name, dimension.values)
-    if dimension.scale == "powers of two":  # as an exponent, so that a sampler knows their order
-        return 2 ** trial.suggest_int(f"log2_{name}", int(low).bit_length() - 1,
-                                      int(high).bit_length() - 1)  # fmt: skip
+    if dimension.scale == "powers of two":
+        return 2 ** trial.suggest_int(name, _exponent(low), _exponent(high))
     if isinstance(low, int):
         return trial.suggest_int(name, low, int(high))
     return trial.suggest_float(name, low, high, log=dimension.scale == "log")
+
+
+def _name(dimension: Dimension) -> str:
+    """In the study; sizes are searched as exponents, so that a sampler knows their order."""
+    return f"log2_{dimension.name}" if dimension.scale == "powers of two" else dimension.name
+
+
+def _exponent(size: float) -> int:
+    return int(size).bit_length() - 1

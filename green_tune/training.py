@@ -57,14 +57,9 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def versions() -> dict[str, str]:
-    """The versions of the libraries that shape a result, and the device's driver side."""
-    import accelerate
-    import peft
-
-    libraries = (torch, transformers, peft, accelerate)
-    found = {library.__name__: str(library.__version__) for library in libraries}
-    return found | ({"cuda": str(torch.version.cuda)} if torch.version.cuda else {})
+def cuda_version() -> str:
+    """The CUDA that torch was built for; empty for a CPU build."""
+    return str(torch.version.cuda or "")
 
 
 def load(job: Job) -> "FineTuner":

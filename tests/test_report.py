@@ -102,6 +102,12 @@ def test_tables_fit_80_columns_and_mark_grams_that_rest_on_an_assumption(table: 
     assert max(len(line) for line in assumed.splitlines()) <= 80
 
 
+def test_a_wide_terminal_shows_the_hyperparameters_as_well() -> None:
+    wide, narrow = report.runs_table(ALL, 130), report.runs_table(ALL, 80)
+    assert "1.2e-03" in wide
+    assert "1.2e-03" not in narrow
+
+
 def test_every_screen_with_kilograms_names_its_intensity() -> None:
     known = record(1, 1.0, 1.0, assumed=False)
     for screen in (report.sweep_summary([known], "s", 1), report.comparison([known]),

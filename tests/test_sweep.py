@@ -66,6 +66,22 @@ def test_trials_stay_inside_of_the_space_and_vary(
     assert {config.batch_size for config in configs} <= {2, 4, 8, 16, 32}
 
 
+def test_the_first_trial_is_what_train_would_do_as_far_as_the_space_allows(
+    make_job: MakeJob, url: str
+) -> None:
+    seen = []
+
+    def note(job: Job, number: int) -> Objectives:
+        seen.append(job.config)
+        return formula(job, number)
+
+    _, space = spaces.split({"lora_rank": "32..64", "epochs": "2"})
+    job = make_job(epochs=2)
+    sweep(job, url, 1, note, space=space)
+    assert seen[0].lora_rank in (32, 64)
+    assert replace(seen[0], lora_rank=16) == job.config
+
+
 def test_pinned_narrowed_and_listed_dimensions_are_kept_to(make_job: MakeJob, url: str) -> None:
     asked = {"batch_size": "8", "learning_rate": "1e-4..2e-4", "lora_rank": "3,5"}
     fixed, space = spaces.split(asked)

@@ -126,7 +126,7 @@ def test_a_sweep_is_a_study_of_nested_measured_runs_that_compare_reads_back(
         check_trial(project, run)
     total = sum(run.data.metrics["emissions_kg"] for run in trials)
     assert parent.data.metrics["emissions_kg"] == pytest.approx(total)
-    assert parent.data.params["learning_rate"] == "2e-05..0.002"
+    assert parent.data.params["learning_rate"] == "5e-05..0.002"
     check_parent_artifacts(project, parent, trials)
     for said in ("3 trials, 0 of them failed", "Pareto", "kWh", "kg CO2e", "France", " h\n",
                  "mlflow ui", "workflowType=machine_learning"):  # fmt: skip
