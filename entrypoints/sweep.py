@@ -58,6 +58,7 @@ def _sweep(asked: dict[str, str]) -> None:
         front = report.fronts(records)
         tracker.mark_front(records, front)
         parent.log_metrics(report.totals(records))
+        parent.set_tags({"mlflow.note.content": report.sweep_note(records)})
         parent.log_table(report.rows(records), "trials.json")
         parent.log_table(report.rows(front), "front.json")
         parent.log_figure(report.front_figure(records, name), "front.png")

@@ -178,6 +178,16 @@ def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: i
     return "\n".join(lines)
 
 
+def sweep_note(records: Sequence[RunRecord]) -> str:
+    """A sweep's outcome in Markdown: the front and the cost, for the run's page in MLflow."""
+    failed = sum(record.status != "FINISHED" for record in records)
+    return (
+        f"{len(records)} trials, {failed} of them failed: {cost(records)}. "
+        f"{modelled(records)}. The Pareto front (* {intensities(records)}):\n\n"
+        f"```\n{trials_table(fronts(records))}\n```"
+    )
+
+
 def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
     """Runs of any origin, with what the marks mean."""
     if not records:

@@ -88,6 +88,12 @@ def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
     assert "go on with" not in screen
 
 
+def test_a_sweeps_note_holds_its_front_and_its_cost() -> None:
+    note = report.sweep_note(ALL)
+    assert len(marked(note)) == 2
+    assert "0.0065 kg CO2e (assumed: world average at 475 g/kWh)" in note
+
+
 def test_a_sweep_that_was_stopped_says_how_to_go_on() -> None:
     assert "-P study=s" in report.sweep_summary(ALL, "s", asked=10)
 
