@@ -8,7 +8,7 @@ that is missing or zero is an error, since a run of 0 kg would win every compari
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,11 +33,21 @@ CPU_METHODS = {
 
 
 class Window:
-    """A measured stretch of time; its footprint is there once the block has ended."""
+    """A measured stretch of time; its footprint is there once the block has ended.
+
+    `so_far` is the footprint at the last sample, at most one interval old.
+    """
 
     def __init__(self) -> None:
         self.footprint: Footprint | None = None
-        self.energy_so_far_kwh = 0.0  # of the last sample, at most one interval old
+        self.so_far: Footprint | None = None
+
+
+OnSample = Callable[[Footprint], None]
+
+
+def ignore(_: Footprint) -> None:
+    """For windows whose samples nobody keeps."""
 
 
 class Meter:
@@ -53,21 +63,31 @@ class Meter:
         if self._warm:
             return
         self._warm = True
-        tracker = self._tracker(Window())
+        tracker = self._tracker(_Live())
         tracker.start()
         tracker.stop()
 
     @contextmanager
-    def measure(self, window: Window) -> Iterator[None]:
+    def measure(self, window: Window, on_sample: OnSample = ignore) -> Iterator[None]:
         """Measures a block. The window's footprint is set even when the block raises.
+
+        `on_sample` gets the footprint so far, once an interval, from a thread of its own; if it
+        raises an OSError, such as a full disk, the figure is not touched.
 
         Raises:
             MeasurementError: CodeCarbon did not start, or gave no figure or no energy.
         """
-        tracker = self._tracker(window)
+        live = _Live()
+        tracker = self._tracker(live)
+        started_s = time.perf_counter()
+
+        def sample(total: Any) -> None:
+            window.so_far = self._footprint(total, tracker, started_s)
+            on_sample(window.so_far)
+
+        live.sample = sample
         tracker.start()
         _check_started(tracker)
-        started_s = time.perf_counter()
         try:
             yield
         except BaseException:
@@ -77,38 +97,40 @@ class Meter:
 
     def _finish(self, window: Window, tracker: Any, started_s: float, quiet: bool = False) -> None:
         tracker.stop()
-        runtime_h = (time.perf_counter() - started_s) / SECONDS_PER_HOUR
         try:
-            window.footprint = self._footprint(tracker, runtime_h)
+            window.footprint = self._final(tracker, started_s)
         except MeasurementError as error:
             if not quiet:  # else the block's own error is the one to report
                 raise
             log.warning("%s", error)
 
-    def _footprint(self, tracker: Any, runtime_h: float) -> Footprint:
-        data = getattr(tracker, "final_emissions_data", None)
-        if data is None:
+    def _final(self, tracker: Any, started_s: float) -> Footprint:
+        total = getattr(tracker, "final_emissions_data", None)
+        if total is None:
             raise MeasurementError("CodeCarbon gave no figure for this run")
+        footprint = self._footprint(total, tracker, started_s)
+        _check_plausible(footprint, self._device.kind == "cuda")
+        return footprint
+
+    def _footprint(self, total: Any, tracker: Any, started_s: float) -> Footprint:
         on_gpu = self._device.kind == "cuda"
-        footprint = Footprint(
-            runtime_h=runtime_h,
-            energy_cpu_kwh=data.cpu_energy,
-            energy_gpu_kwh=data.gpu_energy if on_gpu else 0.0,
-            energy_ram_kwh=data.ram_energy,
+        return Footprint(
+            runtime_h=(time.perf_counter() - started_s) / SECONDS_PER_HOUR,
+            energy_cpu_kwh=total.cpu_energy,
+            energy_gpu_kwh=total.gpu_energy if on_gpu else 0.0,
+            energy_ram_kwh=total.ram_energy,
             g_per_kwh=self._intensity.g_per_kwh,
             methods=_methods(tracker, on_gpu),
         )
-        _check_plausible(footprint, on_gpu)
-        return footprint
 
-    def _tracker(self, window: Window) -> Any:
+    def _tracker(self, live: "_Live") -> Any:
         logging.getLogger("codecarbon").setLevel(logging.ERROR)  # it logs before it reads log_level
         return OfflineEmissionsTracker(
             force_carbon_intensity_g_co2e_kwh=self._intensity.g_per_kwh,
             measure_power_secs=INTERVAL_S,
             api_call_interval=1,
             gpu_ids=[self._device.index] if self._device.kind == "cuda" else None,
-            output_handlers=[_Live(window)],
+            output_handlers=[live],
             **EVERY_OTHER_SETTING,
         )
 
@@ -149,13 +171,20 @@ EVERY_OTHER_SETTING: dict[str, Any] = {
 
 
 class _Live(BaseOutput):
-    """Hands each sample's total to the window; must never raise, or the total is lost."""
+    """Hands each sample's total on. What it raised would cost CodeCarbon its own total."""
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
+    def __init__(self) -> None:
+        self.sample: Callable[[Any], None] | None = None
+        self._warned = False
 
     def live_out(self, total: Any, delta: Any) -> None:
-        self._window.energy_so_far_kwh = total.energy_consumed
+        try:
+            if self.sample:
+                self.sample(total)
+        except OSError as error:
+            if not self._warned:
+                log.warning("what was spent so far could not be written down: %s", error)
+            self._warned = True
 
 
 def _check_started(tracker: Any) -> None:

@@ -9,12 +9,13 @@ import platform
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
 
-from green_tune import __version__, training
+from green_tune import __version__, heartbeat, training
 from green_tune.emissions import Meter, Window
 from green_tune.job import Job
 from green_tune.results import Footprint, TrainResult
@@ -49,11 +50,15 @@ def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
     _report_cuts(job, tuner)
     window = Window()
     try:
-        with meter.measure(window), _Bar(job, run, window, tuner.steps) as bar:
+        with (
+            meter.measure(window, partial(heartbeat.beat, run.id)),
+            _Bar(job, run, window, tuner.steps) as bar,
+        ):
             result = tuner.fit(bar.update)
     finally:
         if window.footprint:
             _log_footprint(run, window.footprint)
+            heartbeat.forget(run.id)
     assert window.footprint is not None
     run.log_metrics(result.to_metrics(), step=result.steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +109,8 @@ def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
 
 def _log_footprint(run: Run, footprint: Footprint) -> None:
     run.log_metrics(footprint.to_metrics())
-    run.set_tags({f"energy_{part}_method": how for part, how in footprint.methods.items()})
+    run.set_tags(footprint.to_tags())
+    run.flush()
 
 
 class _Bar:
@@ -113,7 +119,6 @@ class _Bar:
     def __init__(self, job: Job, run: Run, window: Window, steps: int) -> None:
         self._run = run
         self._window = window
-        self._g_per_kwh = job.intensity.g_per_kwh
         self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
         self._shown: dict[str, float] = {}
         self._bar = tqdm(
@@ -151,5 +156,5 @@ class _Bar:
             )
             if key in self._shown
         ]
-        grams = self._window.energy_so_far_kwh * self._g_per_kwh
+        grams = self._window.so_far.emissions_kg * 1000 if self._window.so_far else 0.0
         return " ".join([*shown, f"{grams:.3g} {self._unit}"])

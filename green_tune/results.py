@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Footprint:
     """Time, energy and emissions of one measured window.
 
-    `methods` says for each part of the energy how it was obtained: measured (rapl, counter),
-    modelled (load model, estimate) or none.
+    `methods` says for each part of the energy (cpu, gpu, ram) how it was obtained, in words that
+    begin with measured, modelled or none.
     """
 
     runtime_h: float
@@ -45,7 +45,9 @@ class Footprint:
     def energy_modelled_share(self) -> float:
         """The part of the energy, 0 to 1, that comes from a model and not from a sensor."""
         parts = {"cpu": self.energy_cpu_kwh, "gpu": self.energy_gpu_kwh, "ram": self.energy_ram_kwh}
-        modelled = sum(kwh for part, kwh in parts.items() if "model" in self.methods[part])
+        modelled = sum(
+            kwh for part, kwh in parts.items() if self.methods[part].startswith("modelled")
+        )
         return modelled / self.energy_kwh if self.energy_kwh else 0.0
 
     def to_metrics(self) -> dict[str, float]:
@@ -55,6 +57,10 @@ class Footprint:
             "energy_modelled_share", "emissions_kg", "emissions_rate_kg_per_h",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+    def to_tags(self) -> dict[str, str]:
+        """How each part of the energy is known, as MLflow tags."""
+        return {f"energy_{part}_method": how for part, how in self.methods.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

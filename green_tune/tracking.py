@@ -30,7 +30,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from green_tune import worker
+from green_tune import heartbeat, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.results import RunRecord
 
@@ -245,9 +245,18 @@ class Tracker:
         text = "attributes.status = 'RUNNING'"
         for record in self._search(self._experiments(), text):
             if worker.is_dead(record.tags.get(WORKER, "")):
-                log.warning("run %s was left open by a process that died: closed", record.name)
-                run = Run(self._client, record.run_id, "", record.name)
-                self._close(run, "KILLED", "its process died")
+                self._bury(Run(self._client, record.run_id, "", record.name))
+
+    def _bury(self, run: Run) -> None:
+        """Closes the run of a dead process with what it had spent at its last heartbeat."""
+        footprint = heartbeat.last(run.id)
+        if footprint:
+            run.log_metrics(footprint.to_metrics())
+            run.set_tags(footprint.to_tags())
+        self._close(run, "KILLED", "its process died")
+        heartbeat.forget(run.id)
+        spent = f"; it had spent {footprint.energy_kwh:.3g} kWh" if footprint else ""
+        log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 
     def _experiments(self) -> list[str]:
         return [experiment.experiment_id for experiment in self._client.search_experiments()]

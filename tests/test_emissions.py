@@ -71,15 +71,31 @@ def test_a_block_that_raises_still_leaves_its_footprint() -> None:
     assert window.footprint.energy_kwh > 0
 
 
-def test_the_energy_so_far_grows_while_a_window_is_open() -> None:
+def test_samples_grow_towards_the_footprint_while_a_window_is_open() -> None:
     window = Window()
-    with Meter(CPU, intensity.resolve("56")).measure(window):
-        time.sleep(1.5)
-        early = window.energy_so_far_kwh
-        time.sleep(1.5)
-        assert 0 < early < window.energy_so_far_kwh
+    samples: list[Footprint] = []
+    with Meter(CPU, intensity.resolve("56")).measure(window, samples.append):
+        time.sleep(3)
     assert window.footprint is not None
-    assert window.energy_so_far_kwh <= window.footprint.energy_kwh * (1 + 1e-9)
+    energies = [sample.energy_kwh for sample in samples]
+    assert len(energies) >= 2
+    assert energies == sorted(energies)
+    assert 0 < energies[0] < energies[-1] <= window.footprint.energy_kwh * (1 + 1e-9)
+    assert window.so_far == samples[-1]
+
+
+def test_a_full_disk_under_the_samples_does_not_touch_the_figure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(_: Footprint) -> None:
+        raise OSError(28, "No space left on device")
+
+    window = Window()
+    with Meter(CPU, intensity.resolve("56")).measure(window, full):
+        time.sleep(1.3)
+    assert window.footprint is not None
+    assert window.footprint.energy_kwh > 0
+    assert "No space left" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["start", "stop"])

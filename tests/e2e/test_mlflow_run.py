@@ -249,6 +249,11 @@ def test_a_sweep_that_was_killed_is_closed_and_finished_by_the_next(project: Pat
     assert still_running(project) == []
     killed, finished = runs(project, "trial")
     assert killed.data.tags["green_tune.error"] == "its process died"
+    assert killed.data.metrics["energy_kwh"] > 0
+    assert killed.data.metrics["emissions_kg"] > 0
+    total = sum(run.data.metrics["emissions_kg"] for run in (killed, finished))
+    parent = runs(project, "sweep")[-1]
+    assert parent.data.metrics["emissions_kg"] == pytest.approx(total)
     assert (killed.info.status, finished.info.status) == ("KILLED", "FINISHED")
     assert "2 trials, 1 of them failed" in resumed.stdout
 
