@@ -11,7 +11,7 @@ from entrypoints.options import options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError
 
-ALL = "all"
+ALL, RECORDED = "all", "recorded"
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -25,6 +25,10 @@ class CompareConfig(Options):
     study: str = option(ALL, "Study of a sweep, or all.")
     since: str = option(ALL, "Started at or after: 2026-11-22, 2026-11-22T10:00 (UTC), 12h, 7d.")
     until: str = option(ALL, "Started before; written like since.")
+    country: str = option(
+        RECORDED,
+        "Derive kilograms anew for an ISO code (FRA) or g/kWh (56); recorded leaves them.",
+    )
     format: str = option("table", "Form of the output.", choices=("table", "csv", "json"))
     output: str = option("-", "File to write; - for the screen.")
 
@@ -41,10 +45,12 @@ def _compare(asked: dict[str, str]) -> None:
     chosen = {k: "" if v == ALL else v for k, v in config.to_params().items()}
     since, until = _moment(chosen["since"]), _moment(chosen["until"])
 
-    from green_tune import report, store
+    from green_tune import intensity, store
 
+    zone = intensity.resolve(config.country) if config.country != RECORDED else None
     store.check_reachable(store.tracking_uri())
 
+    from green_tune import report
     from green_tune.tracking import Query, Tracker
 
     tracker = Tracker(store.tracking_uri())
@@ -58,6 +64,8 @@ def _compare(asked: dict[str, str]) -> None:
     )
     with tracker.adopted("compare", "compare", asked):
         records = tracker.find(query)
+        if zone:
+            records = [report.recomputed(record, zone) for record in records]
         width = max(shutil.get_terminal_size().columns, 80)
         text = {
             "table": lambda: report.comparison(records, width),

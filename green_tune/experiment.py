@@ -69,17 +69,12 @@ def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
 
 def describe(job: Job, run: Run) -> None:
     """What is known before the start: device, base model, data, versions and intensity."""
-    zone = job.intensity
-    tags = {
+    tags = job.intensity.to_tags() | {
         "gpu_type": job.device.gpu_type,
         "device": str(job.device),
         "base_model": job.source.name,
         "base_model_commit": job.commit,
         "data_digest": job.data.digest,
-        "intensity_g_per_kwh": f"{zone.g_per_kwh:g}",
-        "intensity_zone": zone.zone,
-        "intensity_source": zone.source,
-        "intensity_assumed": str(zone.assumed).lower(),
     }
     run.set_tags({key: text for key, text in (tags | _versions()).items() if text})
     run.log_dataset(

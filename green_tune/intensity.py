@@ -38,6 +38,15 @@ class Intensity:
         label = "assumed: " if self.assumed else ""
         return f"{label}{self.zone} at {self.g_per_kwh:g} g/kWh"
 
+    def to_tags(self) -> dict[str, str]:
+        """The figure and how we know it, as MLflow tags."""
+        return {
+            "intensity_g_per_kwh": f"{self.g_per_kwh:g}",
+            "intensity_zone": self.zone,
+            "intensity_source": self.source,
+            "intensity_assumed": str(self.assumed).lower(),
+        }
+
 
 def resolve(country: str) -> Intensity:
     """The intensity of an ISO 3166 code (FRA or FR), of a number of g/kWh, or of the world.

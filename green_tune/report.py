@@ -9,6 +9,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from green_tune.intensity import Intensity
 from green_tune.results import RunRecord, front
 
 MARK = "★"
@@ -63,6 +65,19 @@ def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
         if record.status == "FINISHED" and "emissions_kg" in record.metrics:
             groups[_comparable(record)].append(record)
     return [record for group in groups.values() for record in _front(group)]
+
+
+def recomputed(record: RunRecord, zone: Intensity) -> RunRecord:
+    """The record with its kilograms derived anew: stored energy times another intensity."""
+    if "energy_kwh" not in record.metrics:
+        return record
+    kg = record.metrics["energy_kwh"] * zone.g_per_kwh / KG_TO_G
+    rate = kg / record.metrics["runtime_h"]
+    return replace(
+        record,
+        metrics={**record.metrics, "emissions_kg": kg, "emissions_rate_kg_per_h": rate},
+        tags={**record.tags, **zone.to_tags()},
+    )
 
 
 def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from green_tune import report
+from green_tune import intensity, report
 from green_tune.results import RunRecord
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -143,6 +143,17 @@ def test_an_empty_selection_is_said_and_is_still_valid_csv_and_json(
     assert len(json.loads(report.to_json(records))) == len(records)
     assert len(list(csv.DictReader(io.StringIO(report.to_csv(records))))) == len(records)
     assert ("no runs match" in report.comparison(records)) == (not records)
+
+
+def test_kilograms_are_derived_anew_from_stored_energy_and_nothing_else_changes() -> None:
+    known = report.recomputed(BEST, intensity.resolve("FRA"))
+    assert known.metrics["emissions_kg"] == pytest.approx(0.006 * 0.056039)
+    assert known.metrics["emissions_rate_kg_per_h"] == pytest.approx(0.012 * 0.056039)
+    assert known.metrics["energy_kwh"] == BEST.metrics["energy_kwh"]
+    assert "France at 56.039 g/kWh" in report.comparison([known])
+    assert "assumed" not in report.comparison([known])
+    unmeasured = RunRecord(**{**vars(FAILED), "metrics": {}})
+    assert report.recomputed(unmeasured, intensity.resolve("FRA")) == unmeasured
 
 
 def test_totals_count_failed_runs() -> None:
