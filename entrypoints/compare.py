@@ -90,11 +90,11 @@ def _moment(text: str) -> datetime | None:
     """A time in UTC from a date, a date with a time, or an age such as 7d."""
     if not text:
         return None
-    if text[:-1].isdigit() and text[-1] in UNITS:
-        return datetime.now(UTC) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
     try:
+        if text[:-1].isdecimal() and text[-1] in UNITS:
+            return datetime.now(UTC) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"{text} is no time; write 2026-11-22, 2026-11-22T10:00 or an age: 12h, 7d, 2w"
         ) from None

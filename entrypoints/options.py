@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from green_tune import stop
 from green_tune.config import Options
 from green_tune.errors import GreenTuneError, Stopped, StoreError
 
@@ -42,17 +43,16 @@ def options_of(
 def run(main: Callable[[], None]) -> None:
     """Runs a command's body: errors that a user can cause are one line, signals end it tidily."""
     _set_up_libraries()
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    stop.listen()
     _end_with_launcher()
     try:
         main()
     except GreenTuneError as error:
         _end(error, f"error: {error}")
         sys.exit(error.exit_code)
-    except Stopped as stop:
-        _end(stop, f"{stop}; what was spent is logged")
-        sys.exit(stop.exit_code)
+    except Stopped as stopped:
+        _end(stopped, f"{stopped}; what was spent is logged")
+        sys.exit(stopped.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("green_tune", "entrypoints"):
             raise
@@ -82,13 +82,6 @@ def _bounds(meta: Mapping[str, Any]) -> str:
     return ""
 
 
-def _stop(number: int, _: object) -> None:
-    """Raises once; while runs are being closed, further signals change nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise Stopped(number)
-
-
 def _end_with_launcher() -> None:
     """Asks Linux for a SIGTERM when the launcher of `mlflow run` dies: it would orphan us."""
     if sys.platform == "linux" and "MLFLOW_RUN_ID" in os.environ:
@@ -110,6 +103,7 @@ def _set_up_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # ours open the trials
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An idle thread of torch on a CPU gives its core up after microseconds instead of spinning
     # on: as fast on a quiet machine, and three times as fast on one that has other work.

@@ -83,7 +83,9 @@ def _from_folder(task: Task, where: str) -> dict[str, list[Example]]:
     except (OSError, RuntimeError):  # too long a name, or the home of a user who does not exist
         there = False
     if not there:
-        raise DataError(f"data={folder} is not a folder; known besides folders: sample, hub")
+        raise DataError(
+            f"data={where} is not a folder{_seen_from(folder)}; known besides folders: sample, hub"
+        )
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
     for path in files.values():
         if not path.is_file():
@@ -92,17 +94,26 @@ def _from_folder(task: Task, where: str) -> dict[str, list[Example]]:
     return {split: _examples(task, _read_lines(path), str(path)) for split, path in files.items()}
 
 
+def _seen_from(folder: Path) -> str:
+    return (
+        "" if folder.is_absolute() or str(folder).startswith("~") else f" (looked in {Path.cwd()})"
+    )
+
+
 def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     """Numbered rows of a file of JSON lines; blank lines are passed over but counted."""
-    with path.open("rb") as file:  # bytes: a text may hold characters that end lines in Python
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = str(error).split(": line ")[0]  # its own line number is always 1
-                raise DataError(f"{path}:{number}: not a JSON line ({reason})") from None
+    try:
+        lines = path.read_bytes().split(b"\n")  # a text may hold what else ends lines in Python
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = str(error).split(": line ")[0]  # its own line number is always 1
+            raise DataError(f"{path}:{number}: not a JSON line ({reason})") from None
 
 
 def _examples(task: Task, rows: Iterable[tuple[int, Any]], origin: str) -> list[Example]:

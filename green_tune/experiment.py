@@ -6,6 +6,7 @@ happens here is only their order, and that nothing which was spent goes unrecord
 
 import logging
 import platform
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from green_tune import __version__, heartbeat, training
 from green_tune.emissions import Meter, Window
+from green_tune.errors import StoreError
 from green_tune.job import Job
 from green_tune.results import Footprint, TrainResult
 from green_tune.tracking import Run
@@ -61,9 +63,7 @@ def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
             heartbeat.forget(run.id)
     assert window.footprint is not None
     run.log_metrics(result.to_metrics(), step=result.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        tuner.save(Path(folder))
-        run.log_folder(Path(folder), "adapter")
+    _save_adapter(tuner, run)
     return Outcome(result=result, footprint=window.footprint)
 
 
@@ -96,9 +96,9 @@ def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
     for split, fit in tuner.fits.items():
         if fit.cut or fit.dropped:
             log.warning(
-                "%s: %d of %d examples are longer than max_seq_len=%d tokens and lose the end of "
-                "their text; %d are left out, as their answer alone is too long",
-                split, fit.cut, fit.total, tuner.max_seq_len, fit.dropped,
+                "%s: %d of %d examples are longer than max_seq_len=%d tokens: %d lose the end of "
+                "their text, %d are left out, as their answer alone is too long",
+                split, fit.cut + fit.dropped, fit.total, tuner.max_seq_len, fit.cut, fit.dropped,
             )  # fmt: skip
 
 
@@ -106,6 +106,17 @@ def _log_footprint(run: Run, footprint: Footprint) -> None:
     run.log_metrics(footprint.to_metrics())
     run.set_tags(footprint.to_tags())
     run.flush()
+
+
+def _save_adapter(tuner: training.FineTuner, run: Run) -> None:
+    """Hands the adapter to the store; keeps it on disk and says where when the store is away."""
+    folder = Path(tempfile.mkdtemp(prefix="green-tune-adapter-"))
+    tuner.save(folder)
+    try:
+        run.log_folder(folder, "adapter")
+    except StoreError as error:
+        raise StoreError(f"{error}; the adapter is kept in {folder}") from error
+    shutil.rmtree(folder)
 
 
 class _Bar:

@@ -24,6 +24,9 @@ MARK = "★"
 KG_TO_G = 1000.0
 MINUTE_S, HOUR_S = 60, 3600
 WIDE = 120  # columns
+MEASURED = {"val_loss", "emissions_kg"}
+ENDED_BADLY = ("FAILED", "KILLED")
+LOSSES = ("val_loss", "val_bits_per_byte")
 HYPERPARAMETERS = {
     "batch_size": "batch",
     "accumulation_steps": "acc",
@@ -62,7 +65,7 @@ def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
     """
     groups: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
     for record in records:
-        if record.status == "FINISHED" and "emissions_kg" in record.metrics:
+        if record.status == "FINISHED" and record.metrics.keys() >= MEASURED:
             groups[_comparable(record)].append(record)
     return [record for group in groups.values() for record in _front(group)]
 
@@ -104,21 +107,29 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
 
     Where there is room, their hyperparameters follow.
     """
-    extra = HYPERPARAMETERS if width >= WIDE else {}
-    headings = ("", "run", "model", "task", "gpu", "val loss", "bits/B")
-    table = _table(*headings, f"g CO2e{_star(records)}", "g/h", "time", *extra.values())
+    wide = width >= WIDE
+    extra = HYPERPARAMETERS if wide else {}
+    several = len({record.tags.get("base_model") for record in records}) > 1
+    headings = ["", "run", "model", "task", "gpu", "val loss"]
+    headings += ["bits/B"] if several or wide else []
+    headings += [f"g CO2e{_star(records)}"]
+    headings += ["g/h"] if wide or not several else []
+    table = _table(*headings, "time", *extra.values(), gap=1 if wide else 0)
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
+        cells = {
+            "": MARK if record.run_id in on_front else "",
+            "run": record.run_id[:8],
+            "model": _cropped(record.tags.get("base_model", ""), 40 if wide else 12),
+            "task": record.params.get("task", ""),
+            "gpu": record.tags.get("gpu_type", ""),
+            "val loss": _loss(record),
+            "bits/B": _figure(record, "val_bits_per_byte"),
+            f"g CO2e{_star(records)}": _grams(record),
+            "g/h": _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+        }
         table.add_row(
-            MARK if record.run_id in on_front else "",
-            record.run_id[:8],
-            record.tags.get("base_model", ""),
-            record.params.get("task", ""),
-            record.tags.get("gpu_type", ""),
-            _loss(record),
-            _figure(record, "val_bits_per_byte"),
-            _grams(record),
-            _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+            *(cells[heading] for heading in headings),
             _time(record),
             *(_short(record.params.get(name, "")) for name in extra),
             style="bold" if record.run_id in on_front else "",
@@ -180,7 +191,7 @@ def trial_line(record: RunRecord) -> str:
 
 def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: int = 80) -> str:
     """What a sweep found and what it cost, on one screen, and how to go on where it was stopped."""
-    failed = sum(record.status != "FINISHED" for record in records)
+    failed = sum(record.status in ENDED_BADLY for record in records)
     resume = [f"Stopped before {asked} trials; go on with -P study={study}"]
     lines = [
         f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
@@ -195,7 +206,7 @@ def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: i
 
 def sweep_note(records: Sequence[RunRecord]) -> str:
     """A sweep's outcome in Markdown: the front and the cost, for the run's page in MLflow."""
-    failed = sum(record.status != "FINISHED" for record in records)
+    failed = sum(record.status in ENDED_BADLY for record in records)
     return (
         f"{len(records)} trials, {failed} of them failed: {cost(records)}. "
         f"{modelled(records)}. The Pareto front (* {intensities(records)}):\n\n"
@@ -225,7 +236,7 @@ def totals(records: Sequence[RunRecord]) -> dict[str, float]:
     """What the runs cost together, failed ones included."""
     names = ("energy_kwh", "emissions_kg", "runtime_h")
     spent = {name: sum(record.metrics.get(name, 0.0) for record in records) for name in names}
-    failed = sum(record.status != "FINISHED" for record in records)
+    failed = sum(record.status in ENDED_BADLY for record in records)
     return spent | {"trials": float(len(records)), "trials_failed": float(failed)}
 
 
@@ -269,7 +280,7 @@ def duration(hours: float) -> str:
 
 def front_figure(records: Sequence[RunRecord], title: str) -> Figure:
     """Validation loss against emissions of every finished run, the front joined by a line."""
-    done = [r for r in records if {"val_loss", "emissions_kg"} <= r.metrics.keys()]
+    done = [r for r in records if r.status == "FINISHED" and r.metrics.keys() >= MEASURED]
     best = sorted(fronts(done), key=lambda record: record.metrics["emissions_kg"])
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -323,14 +334,15 @@ def _row(record: RunRecord, on_front: bool) -> dict[str, Any]:
         "run_name": record.name,
         "started": record.started.isoformat(timespec="seconds"),
         **{name: record.metrics.get(name) for name in FIGURES},
+        **({} if record.status == "FINISHED" else dict.fromkeys(LOSSES)),  # no results of theirs
         **{name: tags.get(name, "") for name in TAGS},
         **{name: record.params.get(name, "") for name in HYPERPARAMETERS},
     }
     return {name: known[name] for name in COLUMNS}
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+def _table(*headings: str, gap: int = 1) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
     for heading in headings:
         texts = ("", "run", "model", "task", "gpu")
         table.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
@@ -350,7 +362,8 @@ def _star(records: Sequence[RunRecord]) -> str:
 
 def _loss(record: RunRecord) -> str:
     if record.status == "FINISHED":
-        return f"{record.metrics['val_loss']:.4f}"
+        loss = record.metrics.get("val_loss")
+        return "" if loss is None else f"{loss:.4f}"
     return record.status.lower()
 
 
@@ -366,6 +379,10 @@ def _time(record: RunRecord) -> str:
 def _figure(record: RunRecord, name: str, factor: float = 1.0) -> str:
     value = record.metrics.get(name)
     return "" if value is None else f"{value * factor:.3g}"
+
+
+def _cropped(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _short(text: str) -> str:

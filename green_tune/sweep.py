@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from green_tune import worker
+from green_tune import stop, worker
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed, StoreError
 from green_tune.job import Job
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 OBJECTIVES = ("val_loss", "emissions_kg")
 START_TRIALS = 5  # Optuna's own default of 10 would make a sweep of 10 a random search
 WORKER = "worker"
-ENDED = (TrialState.COMPLETE, TrialState.FAIL)
+TAKEN = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)  # the last by other workers
 
 Space = Mapping[str, Dimension]
 
@@ -66,8 +66,7 @@ def open_study(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.S
     _fail_dead_trials(study)
     if not study.trials:
         study.enqueue_trial(_baseline(space))
-    # Trials so far go into the seed: else a resumed sweep would repeat its first proposals.
-    study.sampler = _sampler(sweep.sampler, job.config.seed, len(study.trials))
+    study.sampler = _sampler(sweep.sampler, _seed(study, job.config.seed))
     return study
 
 
@@ -79,7 +78,8 @@ def run_sweep(
     A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
     study and the sweep goes on; anything else ends the sweep.
     """
-    while len(study.get_trials(deepcopy=False, states=ENDED)) < trials:
+    while len(study.get_trials(deepcopy=False, states=TAKEN)) < trials:
+        stop.check()
         trial = study.ask()
         trial.set_user_attr(WORKER, worker.this())
         config = _suggest(trial, space, job.config)
@@ -133,16 +133,24 @@ def _baseline(space: Space) -> dict[str, Any]:
     }
 
 
-def _sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    digest = hashlib.sha256(f"{seed}/{trials}".encode()).digest()
-    mixed = int.from_bytes(digest[:4], "big")
+def _seed(study: optuna.Study, seed: int) -> int:
+    """The user's seed, mixed so that nobody proposes what was proposed before.
+
+    A resumed sweep starts after other trials; a worker beside others is another process.
+    """
+    others = worker.this() if study.get_trials(states=(TrialState.RUNNING,)) else ""
+    digest = hashlib.sha256(f"{seed}/{len(study.trials)}/{others}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     with _experimental():
         if name == "random":
-            return optuna.samplers.RandomSampler(seed=mixed)
+            return optuna.samplers.RandomSampler(seed=seed)
         if name == "gp":
-            return optuna.samplers.GPSampler(seed=mixed, n_startup_trials=START_TRIALS)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_TRIALS)
         return optuna.samplers.TPESampler(
-            seed=mixed, multivariate=True, n_startup_trials=START_TRIALS
+            seed=seed, multivariate=True, n_startup_trials=START_TRIALS
         )
 
 

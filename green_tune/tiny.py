@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from green_tune import samples
+from green_tune.errors import ModelError
 from green_tune.tasks import TASKS
 
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -45,7 +46,10 @@ def folder() -> Path:
     recipe = json.dumps([CONFIG, OUTPUT_STD, SPECIAL, _texts()]).encode()
     place = _cache() / f"tiny-{hashlib.sha256(recipe).hexdigest()[:12]}"
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(f"{error}; tiny is built there: set XDG_CACHE_HOME") from None
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             built = build(Path(scratch) / place.name)
             try:

@@ -67,7 +67,7 @@ class Encoder:
         )
 
     def _shorten(self, example: Example, room: int) -> list[int] | None:
-        """The longest prompt of at most `room` tokens, by halving; None where none fits."""
+        """A prompt of at most `room` tokens, as long as halving finds; None where none fits."""
         fitting = None
         low, high = 0, len(example.body)
         while low <= high:

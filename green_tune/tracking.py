@@ -8,7 +8,9 @@ launcher made. It does not know what is trained or measured, only how it is call
 import json
 import logging
 import os
+import re
 import shlex
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from sqlalchemy.exc import SQLAlchemyError
 
 from green_tune import heartbeat, worker
 from green_tune.errors import ConfigError, StoreError
@@ -42,11 +45,18 @@ STATUS, ERROR, FRONT = "green_tune.status", "green_tune.error", "green_tune.fron
 WORKER = "green_tune.worker"
 KINDS = ("train", "trial")  # what is compared; a sweep's own run holds their totals
 FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
+MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobody named
 PAGE = 1000
 
 
 class Run:
-    """One run that is being written. Metrics are buffered; `flush` and the end write them."""
+    """One run that is being written.
+
+    Metrics are buffered, and a thread writes them every few seconds: a store that is slow or away
+    keeps no training waiting, and would else be billed as training.
+
+    Every other method raises StoreError when the store does not answer.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, name: str) -> None:
         self._client = client
@@ -54,68 +64,86 @@ class Run:
         self.experiment_id = experiment_id
         self.name = name
         self._buffer: list[Metric] = []
-        self._flushed_s = time.monotonic()
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Writes those params that are not there yet: `mlflow run` has logged what was typed.
 
         A param is written once; MLflow would drop the whole call for one that differs.
         """
-        there = self._client.get_run(self.id).data.params
-        new = [Param(key, value) for key, value in params.items() if key not in there]
-        for start in range(0, len(new), 100):
-            self._client.log_batch(self.id, params=new[start : start + 100])
+        with _named():
+            there = self._client.get_run(self.id).data.params
+            new = [Param(key, value) for key, value in params.items() if key not in there]
+            for start in range(0, len(new), 100):
+                self._client.log_batch(self.id, params=new[start : start + 100])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Writes or overwrites tags."""
-        self._client.log_batch(self.id, tags=[RunTag(key, text) for key, text in tags.items()])
+        with _named():
+            self._client.log_batch(self.id, tags=[RunTag(key, text) for key, text in tags.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Notes metrics with the time of now; they reach the store within seconds."""
         now_ms = int(time.time() * 1000)
         self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
-        if len(self._buffer) >= FLUSH_POINTS or time.monotonic() - self._flushed_s > FLUSH_S:
-            self._try_flush()
-
-    def _try_flush(self) -> None:
-        """A store that is away must not end a training: the end of the run writes what is left."""
-        try:
-            self.flush()
-        except MlflowException as error:
-            log.warning("metrics of %s could not be written yet: %s", self.name, _line(error))
-            self._flushed_s = time.monotonic()
 
     def flush(self) -> None:
         """Writes what is buffered; what could not be written stays buffered."""
-        while self._buffer:
-            self._client.log_batch(self.id, metrics=self._buffer[:FLUSH_POINTS])
-            del self._buffer[:FLUSH_POINTS]
-        self._flushed_s = time.monotonic()
+        with _named(), self._writing:
+            while batch := self._buffer[:FLUSH_POINTS]:
+                self._client.log_batch(self.id, metrics=batch)
+                del self._buffer[: len(batch)]
+
+    def write_regularly(self) -> None:
+        """Flushes until `end`; the body of a thread."""
+        while not self._ended.wait(FLUSH_S):
+            try:
+                self.flush()
+            except StoreError as error:
+                log.warning("metrics of %s could not be written yet: %s", self.name, error)
+
+    def end(self, status: str, error: str = "") -> None:
+        """Writes what is left and closes the run."""
+        self._ended.set()
+        self.flush()
+        self.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
+        with _named():
+            self._client.set_terminated(self.id, status)
 
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Names the data set that this run read."""
         described = json.dumps({"source": source})
         dataset = Dataset(name, digest, source_type="green-tune", source=described)
         tags = [InputTag("mlflow.data.context", context)]
-        self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        with _named():
+            self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Copies a folder to the run's artifacts."""
-        self._client.log_artifacts(self.id, str(folder), name)
-
-    def log_text(self, text: str, name: str) -> None:
-        """Writes a text as an artifact."""
-        self._client.log_text(self.id, text, name)
+        with _named():
+            self._client.log_artifacts(self.id, str(folder), name)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Writes a matplotlib figure as an artifact."""
-        self._client.log_figure(self.id, figure, name)
+        with _named():
+            self._client.log_figure(self.id, figure, name)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Writes rows as a table artifact, which the MLflow UI shows as a table."""
         if rows:
             columns = {key: [row[key] for row in rows] for key in rows[0]}
-            self._client.log_table(self.id, columns, name)
+            with _named():
+                self._client.log_table(self.id, columns, name)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Gives a store's refusal its own name, whichever library it comes from."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise StoreError(f"the tracking store cannot be used: {_line(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +191,10 @@ class Tracker:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        try:
+        with _named():
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
             self._close_dead()
-        except MlflowException as error:
-            raise StoreError(f"the tracking store {uri} cannot be used: {_line(error)}") from error
 
     @contextmanager
     def run(
@@ -185,18 +211,20 @@ class Tracker:
         FINISHED; FAILED with the error as a tag; KILLED when it was asked to stop. The tag
         green_tune.status repeats it, because the launcher of `mlflow run` overwrites the status.
         """
-        run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
+        with _named():
+            run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
         if asked:  # as the launcher logs it, so that both ways of starting leave the same run
             run.log_params({key: shlex.quote(text) for key, text in asked.items()})
+        threading.Thread(target=run.write_regularly, daemon=True).start()
         try:
             yield run
         except KeyboardInterrupt as stop:
-            self._close(run, "KILLED", str(stop) or "stopped by Ctrl-C")
+            _end(run, "KILLED", str(stop) or "stopped by Ctrl-C")
             raise
         except BaseException as error:
-            self._close(run, "FAILED", f"{type(error).__name__}: {error}")
+            _end(run, "FAILED", f"{type(error).__name__}: {error}")
             raise
-        self._close(run, "FINISHED")
+        run.end("FINISHED")
 
     @contextmanager
     def adopted(self, kind: str, name: str, asked: Mapping[str, str]) -> Iterator[None]:
@@ -242,7 +270,7 @@ class Tracker:
 
     def _close_dead(self) -> None:
         """Closes the runs that a killed process of this machine left open."""
-        text = "attributes.status = 'RUNNING'"
+        text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
         for record in self._search(self._experiments(), text):
             if worker.is_dead(record.tags.get(WORKER, "")):
                 self._bury(Run(self._client, record.run_id, "", record.name))
@@ -253,7 +281,7 @@ class Tracker:
         if footprint:
             run.log_metrics(footprint.to_metrics())
             run.set_tags(footprint.to_tags())
-        self._close(run, "KILLED", "its process died")
+        run.end("KILLED", "its process died")
         heartbeat.forget(run.id)
         spent = f"; it had spent {footprint.energy_kwh:.3g} kWh" if footprint else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
@@ -273,8 +301,10 @@ class Tracker:
     def _open(self, name: str, tags: Mapping[str, str], parent: Run | None) -> Run:
         adopted = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
         if adopted:
-            experiment_id = self._client.get_run(adopted).info.experiment_id
-            run = Run(self._client, adopted, experiment_id, name)
+            info = self._client.get_run(adopted).info
+            if not MLFLOWS_NAME.fullmatch(info.run_name or ""):  # the user gave one: --run-name
+                name = str(info.run_name)
+            run = Run(self._client, adopted, info.experiment_id, name)
             run.set_tags(dict(tags) | {"mlflow.runName": name})
             return run
         lineage = {PARENT: parent.id} if parent else {}
@@ -283,10 +313,13 @@ class Tracker:
         )
         return Run(self._client, made.info.run_id, self.experiment_id, name)
 
-    def _close(self, run: Run, status: str, error: str = "") -> None:
-        run.flush()
-        run.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
-        self._client.set_terminated(run.id, status)
+
+def _end(run: Run, status: str, error: str) -> None:
+    """Closes a run that failed; a store that is away must not hide why it did."""
+    try:
+        run.end(status, error)
+    except StoreError as failure:
+        log.warning("%s is still open, the next command closes it: %s", run.name, failure)
 
 
 def _record(run: Any) -> RunRecord:
@@ -306,7 +339,13 @@ def _record(run: Any) -> RunRecord:
 
 def _unquoted(text: str) -> str:
     """A param as it was meant; the launcher stores it quoted for the shell."""
-    return shlex.split(text)[0] if text.startswith("'") and text.endswith("'") else text
+    if not text.startswith("'"):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError:  # of a run that is not ours
+        return text
+    return words[0] if len(words) == 1 else text
 
 
 def _quoted(text: str) -> str:

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from green_tune import tiny
+from green_tune import stop, tiny
 from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory, TrainingDiverged
 from green_tune.hardware import Device
 from green_tune.job import Job
@@ -102,36 +102,72 @@ def _load_base(job: Job) -> tuple[Any, Any]:
     revision = {"revision": job.commit} if job.commit else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **revision)
-        base = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[job.plan.precision],
             attn_implementation=job.plan.attention,
+            output_loading_info=True,
             **revision,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # broken folders fail in as many ways as there are file formats
+        if _is_out_of_memory(error):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
+    base, report = loaded
+    _check_whole(job, base, tokenizer, report)
     return base, tokenizer
 
 
+def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
+    """Refuses what would train on weights that are not there: transformers fills them by chance."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model {job.source.name} lacks {len(missing)} weights, such as {missing[0]}"
+        )
+    rows = base.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"model {job.source.name} has embeddings for {rows} tokens, and its tokenizer makes "
+            f"{len(tokenizer)}: they do not belong together"
+        )
+
+
 def _adapted(job: Job, base: Any) -> Any:
-    config, targets = job.config, job.config.lora_targets
+    config = job.config
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
-        target_modules=targets if targets == "all-linear" else targets.split(","),
+        target_modules=_targets(job, base),
     )
     try:
         with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
             return get_peft_model(base, lora)
     except ValueError as error:
-        raise ModelError(
-            f"lora_targets={targets} does not suit {job.source.name}: {error}"
-        ) from None
+        raise ModelError(f"{job.source.name} cannot take an adapter: {error}") from None
+
+
+def _targets(job: Job, base: Any) -> str | list[str]:
+    """The layers to adapt; each must be there, as peft passes over those that are not."""
+    asked = job.config.lora_targets
+    if asked.lower() == "all-linear":
+        return "all-linear"
+    there = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in there:
+            linear = sorted(
+                {n.rpartition(".")[2] for n, m in base.named_modules() if hasattr(m, "weight")}
+            )
+            raise ModelError(
+                f"lora_targets={asked}: {job.source.name} has no layer {name!r}; it has "
+                f"{', '.join(linear)}, or take all-linear"
+            )
+    return names
 
 
 class FineTuner:
@@ -311,6 +347,7 @@ class _Watcher(TrainerCallback):
         self._resumed_s = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        stop.check()
         if self._is_due(state):
             control.should_log = True  # the loss curve has a point wherever there is a validation
         else:
@@ -397,13 +434,18 @@ def _arguments(job: Job, folder: str, steps: int) -> TrainingArguments:
     )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """True for a GPU's, and for a CPU's, which has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 @contextmanager
 def _named_out_of_memory(job: Job) -> Iterator[None]:
     """Gives an out-of-memory its own name, with what would help."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no type of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"{job.source.name} does not fit into {job.device} with batch_size="

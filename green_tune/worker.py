@@ -12,17 +12,23 @@ STARTED_FIELD = 19  # of /proc/PID/stat behind the name; process ids are used ag
 
 
 def this() -> str:
-    """host:pid:start of this process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    """place:pid:start of this process."""
+    return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def is_dead(identity: str) -> bool:
-    """True only when the process was on this machine and is gone; others are not ours to judge."""
-    host, pid, started = identity.rsplit(":", 2) if identity.count(":") > 1 else ("", "0", "")
-    return host == socket.gethostname() and _started(int(pid)) != started
+    """True only when the process was in this place and is gone; others are not ours to judge."""
+    place, pid, started = identity.rsplit(":", 2) if identity.count(":") > 1 else ("", "", "")
+    return place == _place() and _started(pid) != started
 
 
-def _started(pid: int) -> str:
+def _place() -> str:
+    """Machine and container: within one, a process id means one process."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.stat().st_ino if namespace.exists() else 0}"
+
+
+def _started(pid: int | str) -> str:
     """When a process started, in clock ticks since boot; empty where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -1,12 +1,14 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from green_tune import training
 from green_tune.emissions import Meter
-from green_tune.errors import RunFailed, Stopped
+from green_tune.errors import RunFailed, Stopped, StoreError
 from green_tune.experiment import run_experiment
 from green_tune.job import Job
 from green_tune.tracking import Tracker
@@ -52,12 +54,26 @@ def test_what_was_spent_is_logged_however_the_training_ends(
     assert "val_loss" not in failed.data.metrics
 
 
+def test_an_adapter_that_the_store_does_not_take_is_kept_and_its_place_named(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("the server is down")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
+    with pytest.raises(StoreError, match="the adapter is kept in ") as caught:
+        run(make_job(), store_uri)
+    folder = Path(str(caught.value).rpartition(" ")[2])
+    assert (folder / "adapter_model.safetensors").exists()
+    shutil.rmtree(folder)
+
+
 def test_examples_that_lose_text_are_counted_on_the_screen(
     make_job: MakeJob, store_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(make_job(task="summarization", max_seq_len=96), store_uri)
     assert "train: 4" in caplog.text
-    assert "of 48 examples are longer than max_seq_len=96 tokens" in caplog.text
+    assert "of 48 examples are longer than max_seq_len=96 tokens: 4" in caplog.text
 
 
 def test_every_key_in_the_store_is_documented_and_every_documented_one_is_written(

@@ -34,7 +34,7 @@ def record(
         kind="trial",
         status=status,
         started=START,
-        params=TRIAL,
+        params=dict(TRIAL),
         metrics=spent | (figures if status == "FINISHED" else {}),
         tags={
             "base_model": model,
@@ -64,6 +64,30 @@ def marked(table: str) -> list[str]:
 
 def test_the_front_leaves_out_the_beaten_and_the_failed() -> None:
     assert report.fronts(ALL) == [BEST, CHEAP]
+
+
+def test_a_failed_run_has_no_loss_to_compare_however_far_it_came() -> None:
+    halfway = RunRecord(**{**vars(BEST), "status": "FAILED"})
+    assert report.rows([halfway])[0]["val_loss"] is None
+    assert report.rows([halfway])[0]["emissions_kg"] == 0.003
+    assert not len(report.front_figure([halfway], "s").axes[0].collections[0].get_offsets())  # type: ignore[arg-type]
+
+
+def test_a_trial_that_is_running_elsewhere_has_not_failed() -> None:
+    running = RunRecord(**{**vars(FAILED), "status": "RUNNING"})
+    assert "1 trials, 0 of them failed" in report.sweep_summary([running], "s", 1)
+
+
+def test_long_names_and_many_models_still_fit_80_columns() -> None:
+    long = [record(1, 1.5, 123.456, model="some-owner/some-very-long-name"),
+            record(2, 1.0, 0.00012345, model="mistral-7b")]  # fmt: skip
+    for row in long:
+        row.params["task"], row.tags["gpu_type"] = "summarization", "a100-80"  # type: ignore[index]
+    lines = report.runs_table(long).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert "1.23e+05" in lines[2]
+    assert "0.123" in lines[3]
+    assert all(row.run_id[:8] in line for row, line in zip(long, lines[2:], strict=True))
 
 
 def test_other_tasks_and_data_have_fronts_of_their_own() -> None:

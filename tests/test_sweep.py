@@ -1,4 +1,3 @@
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from green_tune import space as spaces
+from green_tune import stop, worker
 from green_tune.config import SweepConfig
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
 from green_tune.job import Job
@@ -138,10 +138,10 @@ def test_a_trial_of_a_dead_process_is_failed_and_replaced(make_job: MakeJob, url
     study = open_study(job, SPACE, SWEEP, url)
     study.ask().set_user_attr("worker", "")  # of a worker that we cannot judge
     dead = study.ask()
-    dead.set_user_attr("worker", f"{socket.gethostname()}:1:0")
+    dead.set_user_attr("worker", f"{worker.this().rsplit(':', 2)[0]}:1:0")
     study = sweep(job, url, 3)
     assert states(study)[:2] == [TrialState.RUNNING, TrialState.FAIL]
-    assert states(study).count(TrialState.COMPLETE) == 2
+    assert states(study).count(TrialState.COMPLETE) == 1  # another worker runs the third
 
 
 def test_a_study_is_not_resumed_with_another_task_model_data_or_space(
@@ -155,6 +155,24 @@ def test_a_study_is_not_resumed_with_another_task_model_data_or_space(
     narrowed = {k: v for k, v in SPACE.items() if k != "epochs"}
     with pytest.raises(ConfigError, match=r"epochs=1\.\.3, now it is 1"):
         sweep(make_job(), url, 2, space=narrowed)
+
+
+def test_a_worker_beside_another_proposes_something_else(make_job: MakeJob, url: str) -> None:
+    job = make_job()
+    first = open_study(job, SPACE, SWEEP, url)
+    first.ask().set_user_attr("worker", "elsewhere")
+    sweep(job, url, 3)
+    alone = sweep(job, url.replace("optuna", "alone"), 3)
+    trials = optuna.load_study(study_name="s", storage=url).trials
+    assert trials[1].params != alone.trials[1].params
+
+
+def test_a_stop_that_python_dropped_ends_the_sweep_before_the_next_trial(
+    make_job: MakeJob, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "_asked", [15])
+    with pytest.raises(Stopped, match="SIGTERM"):
+        sweep(make_job(), url, 3)
 
 
 def test_the_first_sweep_of_a_seed_can_be_repeated(make_job: MakeJob, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import logging
 import os
-import socket
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,10 +8,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from green_tune import worker
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
 from green_tune.tracking import KIND, STUDY, Query, Tracker
 
-DEAD = f"{socket.gethostname()}:1:0"  # process 1 lives, but did not start at tick 0
+DEAD = f"{worker.this().rsplit(':', 2)[0]}:1:0"  # process 1 lives, but did not start at tick 0
 
 
 def status_of(uri: str, run_id: str) -> str:
@@ -98,12 +99,14 @@ def test_a_store_that_is_away_for_a_while_costs_no_training_and_no_metric(
     store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(store_uri)
-    with tracker.run("train", "one") as run:
-        with monkeypatch.context() as away:
-            away.setattr(MlflowClient, "log_batch", _refuse)
-            for step in range(600):
-                run.log_metrics({"train_loss": 1.0}, step)
-        assert "could not be written yet" in caplog.text
+    with tracker.run("train", "one") as run, monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", _refuse)
+        for step in range(600):
+            run.log_metrics({"train_loss": 1.0}, step)
+        deadline = time.monotonic() + 30
+        while "could not be written yet" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     assert len(MlflowClient(store_uri).get_metric_history(run.id, "train_loss")) == 600
 
 
@@ -184,6 +187,53 @@ def test_what_a_killed_process_left_open_is_closed_by_the_next_command(
     assert status_of(store_uri, dead.info.run_id) == "KILLED"
     assert status_of(store_uri, foreign.info.run_id) == "RUNNING"
     assert "run dead was left open by a process that died" in caplog.text
+
+
+def test_runs_of_others_do_not_disturb(store_uri: str) -> None:
+    client = MlflowClient(store_uri)
+    foreign = client.create_run("0", tags={"green_tune.worker": "odd:x:y"}).info.run_id
+    client.log_param(foreign, "mark", "'")
+    assert Tracker(store_uri).get(foreign).params == {"mark": "'"}
+    assert status_of(store_uri, foreign) == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("mine", "mine"), ("dapper-shark-123", "tiny-qa"), ("a-b-c", "a-b-c")]
+)
+def test_a_name_that_the_user_gave_the_run_is_kept(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
+) -> None:
+    launched = MlflowClient(store_uri).create_run("0", run_name=given).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    with Tracker(store_uri).run("train", "tiny-qa"):
+        pass
+    assert Tracker(store_uri).get(launched).name == kept
+
+
+def test_a_store_that_is_gone_at_the_end_does_not_hide_why_a_run_failed(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(store_uri)
+    with pytest.raises(RunFailed, match="the loss is nan"), tracker.run("train", "one") as run:
+        monkeypatch.setattr(MlflowClient, "log_batch", _refuse)
+        run.log_metrics({"train_loss": 1.0})
+        raise RunFailed("the loss is nan")
+    assert "one is still open, the next command closes it" in caplog.text
+
+
+def test_an_experiment_that_does_not_exist_is_one_clear_line(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    with pytest.raises(StoreError, match="77"), Tracker(store_uri).run("train", "one"):
+        pass
+
+
+def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "garbage.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="cannot be used") as caught:
+        Tracker(f"sqlite:///{tmp_path / 'garbage.db'}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_store_that_mlflow_refuses_is_one_clear_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,8 +18,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from green_tune import tiny, training
-from green_tune.errors import ModelError, TrainingDiverged
+from green_tune import stop, tiny, training
+from green_tune.errors import ModelError, Stopped, TrainingDiverged
 from green_tune.job import Job
 from green_tune.training import Progress
 
@@ -139,7 +140,7 @@ def test_the_saved_adapter_loads_with_plain_peft_and_predicts_the_same(
 
 
 @pytest.mark.parametrize(
-    ("targets", "adapted"), [("q_proj,v_proj", {"q_proj", "v_proj"}), ("down_proj", {"down_proj"})]
+    ("targets", "adapted"), [("q_proj, v_proj", {"q_proj", "v_proj"}), ("down_proj", {"down_proj"})]
 )
 def test_named_layers_alone_are_adapted(make_job: MakeJob, targets: str, adapted: set[str]) -> None:
     tuner = training.load(make_job(lora_targets=targets))
@@ -148,8 +149,9 @@ def test_named_layers_alone_are_adapted(make_job: MakeJob, targets: str, adapted
 
 
 def test_layers_that_the_model_does_not_have_are_named(make_job: MakeJob) -> None:
-    with pytest.raises(ModelError, match="lora_targets=nope"):
-        training.load(make_job(lora_targets="nope"))
+    for targets in ("nope", "q_proj,vproj", "q_proj,", "all-linear,q_proj"):
+        with pytest.raises(ModelError, match=f"lora_targets={targets}: tiny has no layer"):
+            training.load(make_job(lora_targets=targets))
 
 
 def test_a_loss_that_is_no_number_stops_the_training(make_job: MakeJob, tmp_path: Path) -> None:
@@ -179,6 +181,51 @@ def test_a_folder_that_holds_no_loadable_model_is_one_clear_line(
     with pytest.raises(ModelError, match="model cannot be loaded") as caught:
         training.load(make_job(model=str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_lacks_weights_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = broken(tmp_path / "model", 0.0)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, such as model\.layers\.1\.mlp\.up"):
+        training.load(make_job(model=str(folder)))
+
+
+def test_a_tokenizer_of_another_model_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = broken(tmp_path / "model", 0.0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder())
+    tokenizer.add_tokens([f"word{number}" for number in range(10)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="1024 tokens, and its tokenizer makes 1034"):
+        training.load(make_job(model=str(folder)))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50])
+def test_a_broken_weights_file_is_one_clear_line(
+    make_job: MakeJob, tmp_path: Path, content: bytes
+) -> None:
+    folder = broken(tmp_path / "model", 0.0)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="model cannot be loaded") as caught:
+        training.load(make_job(model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stop_that_python_dropped_ends_the_training_at_the_next_step(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = training.load(make_job())
+    seen: list[Progress] = []
+
+    def ask(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.step == 2:
+            monkeypatch.setattr(stop, "_asked", [15])
+
+    with pytest.raises(Stopped):
+        tuner.fit(ask)
+    assert seen[-1].step == 2
 
 
 def test_texts_beyond_the_models_context_are_cut_with_a_warning(
