@@ -131,7 +131,9 @@ def _chart(uuid: str, kind: str) -> dict[str, object]:
 
 def _filter(study: str) -> str:
     mark = '"' if "'" in study else "'"  # MLflow's grammar knows both, and no way to escape them
-    return f"tags.`{STUDY}` = {mark}{study}{mark} AND tags.`{KIND}` = 'trial'"
+    trials = f"tags.`{STUDY}` = {mark}{study}{mark} AND tags.`{KIND}` = 'trial'"
+    # A failed trial has the loss of where it broke off, which would stand on the chart as a result.
+    return f"{trials} AND attributes.status = 'FINISHED'"
 
 
 def _key(study: str) -> str:

@@ -78,19 +78,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowClient, str]:
     experiment = client.create_experiment("odd names", artifact_location=str(folder))
     client.create_run(experiment, tags={"green_tune.kind": "train"})
     for study in STUDIES:
-        for kind in ("sweep", "trial"):
-            client.create_run(experiment, tags={"green_tune.study": study, "green_tune.kind": kind})
+        for kind, status in (("sweep", "FINISHED"), ("trial", "FINISHED"), ("trial", "FAILED")):
+            tags = {"green_tune.study": study, "green_tune.kind": kind}
+            run = client.create_run(experiment, tags=tags)
+            client.set_terminated(run.info.run_id, status)
     return client, experiment
 
 
 @EACH_STUDY
-def test_the_filter_selects_the_trials_of_the_study_and_nothing_else(
+def test_the_filter_selects_the_finished_trials_of_the_study_and_nothing_else(
     store: tuple[MlflowClient, str], study: str
 ) -> None:
     client, experiment = store
     found = client.search_runs([experiment], state_of(study)["searchFilter"])
     tags = [(run.data.tags["green_tune.study"], run.data.tags["green_tune.kind"]) for run in found]
     assert tags == [(study, "trial")]
+    assert found[0].info.status == "FINISHED"
 
 
 @EACH_STUDY
