@@ -1,44 +1,33 @@
-"""The door to torch, transformers and peft: a base model, a LoRA adapter on it, and its training.
+"""LoRA training with transformers' Trainer, our own validation, and the adapter that comes of it.
 
 `load` gives a FineTuner; `fit` trains and validates it; `save` writes the adapter. It does not
-know MLflow, Optuna or what a kilowatt-hour is: it reports steps and losses to its caller.
+know MLflow, Optuna or what a kilowatt-hour is: it reports steps and losses to its caller. Where
+the model comes from is `loading`'s affair.
 """
 
-import gc
 import logging
 import math
-import os
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from peft import PeftModel
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from green_tune import stop, tiny
-from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory, TrainingDiverged
-from green_tune.hardware import Device
+from green_tune import stop
+from green_tune.errors import TrainingDiverged
 from green_tune.job import Job
+from green_tune.loading import adapted_model, named_out_of_memory
 from green_tune.results import TrainResult
 from green_tune.tokens import Encoded, Encoder
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IGNORED = -100  # torch's mark for positions without a label
 LOGGED_POINTS = 200  # of the loss curve; each costs a device synchronisation
 GIB = 2**30
@@ -63,111 +52,13 @@ def cuda_version() -> str:
 
 
 def load(job: Job) -> "FineTuner":
-    """The base model of a job with a fresh adapter, on its device.
+    """The job's base model with a fresh adapter, and its data in tokens.
 
     Raises:
-        HardwareMismatch: this torch cannot use the device.
-        ModelError: the base model cannot be loaded.
+        UsageError: the base model, the device or the data cannot be used; see `adapted_model`.
         OutOfMemory: it does not fit.
     """
-    device = _open(job.device)
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
-    with _named_out_of_memory(job):
-        base, tokenizer = _load_base(job)
-        model = _adapted(job, base).to(device)
-    return FineTuner(job, model, tokenizer)
-
-
-def _open(device: Device) -> torch.device:
-    """The torch device, with every other GPU hidden from torch so that none is used unasked."""
-    if device.kind == "cpu":
-        return torch.device("cpu")
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)
-    if not torch.cuda.is_available():
-        raise HardwareMismatch(
-            f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
-            "or train on the CPU with gpu=cpu"
-        )
-    gc.collect()  # the model of the trial before, which is caught in reference cycles
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.device("cuda")
-
-
-def _load_base(job: Job) -> tuple[Any, Any]:
-    place = str(tiny.folder()) if job.source.kind == "built" else job.source.place
-    revision = {"revision": job.commit} if job.commit else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=DTYPES[job.plan.precision],
-            attn_implementation=job.plan.attention,
-            output_loading_info=True,
-            **revision,
-        )
-    except Exception as error:  # broken folders fail in as many ways as there are file formats
-        if _is_out_of_memory(error):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
-    base, report = loaded
-    _check_whole(job, base, tokenizer, report)
-    return base, tokenizer
-
-
-def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
-    """Refuses what would train on weights that are not there: transformers fills them by chance."""
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"model {job.source.name} lacks {len(missing)} weights, such as {missing[0]}"
-        )
-    rows = base.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"model {job.source.name} has embeddings for {rows} tokens, and its tokenizer makes "
-            f"{len(tokenizer)}: they do not belong together"
-        )
-
-
-def _adapted(job: Job, base: Any) -> Any:
-    config = job.config
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        use_rslora=config.use_rslora,
-        target_modules=_targets(job, base),
-    )
-    try:
-        with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")
-            return get_peft_model(base, lora)
-    except ValueError as error:
-        raise ModelError(f"{job.source.name} cannot take an adapter: {error}") from None
-
-
-def _targets(job: Job, base: Any) -> str | list[str]:
-    """The layers to adapt; each must be there, as peft passes over those that are not."""
-    asked = job.config.lora_targets
-    if asked.lower() == "all-linear":
-        return "all-linear"
-    there = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
-    names = [name.strip() for name in asked.split(",")]
-    for name in names:
-        if name not in there:
-            linear = sorted(
-                {n.rpartition(".")[2] for n, m in base.named_modules() if hasattr(m, "weight")}
-            )
-            raise ModelError(
-                f"lora_targets={asked}: {job.source.name} has no layer {name!r}; it has "
-                f"{', '.join(linear)}, or take all-linear"
-            )
-    return names
+    return FineTuner(job, *adapted_model(job))
 
 
 class FineTuner:
@@ -195,7 +86,7 @@ class FineTuner:
         """
         collator = _Collator(self._pad_id)
         watcher = _Watcher(self, collator, on_progress)
-        with tempfile.TemporaryDirectory() as folder, _named_out_of_memory(self._job):
+        with tempfile.TemporaryDirectory() as folder, named_out_of_memory(self._job):
             trainer = Trainer(
                 model=self._model,
                 args=_arguments(self._job, folder, self.steps),
@@ -230,7 +121,7 @@ class FineTuner:
         by_length = sorted(self.validation, key=lambda e: len(e["input_ids"]))
         collator = _Collator(self._pad_id)
         size = self._job.plan.micro_batch_size
-        with torch.inference_mode(), _named_out_of_memory(self._job):
+        with torch.inference_mode(), named_out_of_memory(self._job):
             for start in range(0, len(by_length), size):
                 batch = collator(by_length[start : start + size])
                 total += self._summed_loss({k: v.to(self._model.device) for k, v in batch.items()})
@@ -432,23 +323,3 @@ def _arguments(job: Job, folder: str, steps: int) -> TrainingArguments:
         report_to=[],  # "all" would start a second, online emissions tracker
         disable_tqdm=True,
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """True for a GPU's, and for a CPU's, which has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-@contextmanager
-def _named_out_of_memory(job: Job) -> Iterator[None]:
-    """Gives an out-of-memory its own name, with what would help."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"{job.source.name} does not fit into {job.device} with batch_size="
-            f"{job.plan.micro_batch_size}, max_seq_len={job.config.max_seq_len}: lower one of "
-            "them, or set gradient_checkpointing=true"
-        ) from error

@@ -1,0 +1,152 @@
+"""A base model with a fresh LoRA adapter, on its device, or one line that says why not.
+
+It refuses what would train on something else than was asked for: weights that are missing, a
+tokenizer of another model, layers that are not there, a device that torch cannot use. How the
+adapter is trained is `training`'s affair.
+"""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from green_tune import tiny
+from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
+from green_tune.hardware import Device
+from green_tune.job import Job
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def adapted_model(job: Job) -> tuple[PeftModel, Any]:
+    """The base model of a job with a fresh adapter on its device, and its tokenizer.
+
+    Raises:
+        HardwareMismatch: this torch cannot use the device.
+        ModelError: the base model cannot be loaded, or cannot take the adapter.
+        OutOfMemory: it does not fit.
+    """
+    device = _open(job.device)
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
+    with named_out_of_memory(job):
+        base, tokenizer = _load_base(job)
+        return _adapted(job, base).to(device), tokenizer
+
+
+def _open(device: Device) -> torch.device:
+    """The torch device, with every other GPU hidden from torch so that none is used unasked."""
+    if device.kind == "cpu":
+        return torch.device("cpu")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)
+    if not torch.cuda.is_available():
+        raise HardwareMismatch(
+            f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
+            "or train on the CPU with gpu=cpu"
+        )
+    gc.collect()  # the model of the trial before, which is caught in reference cycles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.device("cuda")
+
+
+def _load_base(job: Job) -> tuple[Any, Any]:
+    place = str(tiny.folder()) if job.source.kind == "built" else job.source.place
+    revision = {"revision": job.commit} if job.commit else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **revision)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=DTYPES[job.plan.precision],
+            attn_implementation=job.plan.attention,
+            output_loading_info=True,
+            **revision,
+        )
+    except Exception as error:  # broken folders fail in as many ways as there are file formats
+        if _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
+    base, report = loaded
+    _check_whole(job, base, tokenizer, report)
+    return base, tokenizer
+
+
+def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
+    """Refuses what would train on weights that are not there: transformers fills them by chance."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model {job.source.name} lacks {len(missing)} weights, such as {missing[0]}"
+        )
+    rows = base.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"model {job.source.name} has embeddings for {rows} tokens, and its tokenizer makes "
+            f"{len(tokenizer)}: they do not belong together"
+        )
+
+
+def _adapted(job: Job, base: Any) -> Any:
+    config = job.config
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        target_modules=_targets(job, base),
+    )
+    try:
+        with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            return get_peft_model(base, lora)
+    except ValueError as error:
+        raise ModelError(f"{job.source.name} cannot take an adapter: {error}") from None
+
+
+def _targets(job: Job, base: Any) -> str | list[str]:
+    """The layers to adapt; each must be there, as peft passes over those that are not."""
+    asked = job.config.lora_targets
+    if asked.lower() == "all-linear":
+        return "all-linear"
+    there = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in there:
+            linear = sorted(
+                {n.rpartition(".")[2] for n, m in base.named_modules() if hasattr(m, "weight")}
+            )
+            raise ModelError(
+                f"lora_targets={asked}: {job.source.name} has no layer {name!r}; it has "
+                f"{', '.join(linear)}, or take all-linear"
+            )
+    return names
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """True for a GPU's, and for a CPU's, which has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+@contextmanager
+def named_out_of_memory(job: Job) -> Iterator[None]:
+    """Gives an out-of-memory its own name, with what would help."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{job.source.name} does not fit into {job.device} with batch_size="
+            f"{job.plan.micro_batch_size}, max_seq_len={job.config.max_seq_len}: lower one of "
+            "them, or set gradient_checkpointing=true"
+        ) from error
