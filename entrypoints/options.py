@@ -72,7 +72,7 @@ def _end(error: BaseException, line: str) -> None:
     try:
         with Tracker(tracking_uri()).run("refused", click.get_current_context().info_name or ""):
             raise error
-    except type(error):
+    except (type(error), StoreError):  # its line is on the screen; a store that is away has none
         return
 
 

@@ -113,7 +113,7 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
     headings = ["", "run", "model", "task", "gpu", "val loss"]
     headings += ["bits/B"] if several or wide else []
     headings += [f"g CO2e{_star(records)}"]
-    headings += ["g/h"] if wide or not several else []
+    headings += [f"g/h{_star(records)}"] if wide or not several else []
     table = _table(*headings, "time", *extra.values(), gap=1 if wide else 0)
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
@@ -126,7 +126,7 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
             "val loss": _loss(record),
             "bits/B": _figure(record, "val_bits_per_byte"),
             f"g CO2e{_star(records)}": _grams(record),
-            "g/h": _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+            f"g/h{_star(records)}": _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
         }
         table.add_row(
             *(cells[heading] for heading in headings),
@@ -209,8 +209,8 @@ def sweep_note(records: Sequence[RunRecord]) -> str:
     failed = sum(record.status in ENDED_BADLY for record in records)
     return (
         f"{len(records)} trials, {failed} of them failed: {cost(records)}. "
-        f"{modelled(records)}. The Pareto front (* {intensities(records)}):\n\n"
-        f"```\n{trials_table(fronts(records))}\n```"
+        f"{modelled(records)}. The Pareto front:\n\n"
+        f"```\n{trials_table(fronts(records))}\n```\n\n" + "; ".join(_starred(records))
     )
 
 
@@ -228,8 +228,13 @@ def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
 
 
 def _footnotes(records: Sequence[RunRecord]) -> list[str]:
-    notes = [f"* {intensities(records)}"] if _star(records) else []
-    return [*notes, share] if (share := modelled(records)) else notes
+    share = modelled(records)
+    return [*_starred(records), *([share] if share else [])]
+
+
+def _starred(records: Sequence[RunRecord]) -> list[str]:
+    """What the asterisk stands for, where there is one."""
+    return [f"* {intensities(records)}"] if _star(records) else []
 
 
 def totals(records: Sequence[RunRecord]) -> dict[str, float]:

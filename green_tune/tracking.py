@@ -187,7 +187,10 @@ class Query:
 
 
 class Tracker:
-    """The store of runs behind one MLflow tracking URI."""
+    """The store of runs behind one MLflow tracking URI.
+
+    Every method raises StoreError when the store does not answer.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -213,10 +216,10 @@ class Tracker:
         """
         with _named():
             run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
-        if asked:  # as the launcher logs it, so that both ways of starting leave the same run
-            run.log_params({key: shlex.quote(text) for key, text in asked.items()})
-        threading.Thread(target=run.write_regularly, daemon=True).start()
         try:
+            if asked:  # as the launcher logs it, so that both ways of starting leave the same run
+                run.log_params({key: shlex.quote(text) for key, text in asked.items()})
+            threading.Thread(target=run.write_regularly, daemon=True).start()
             yield run
         except KeyboardInterrupt as stop:
             _end(run, "KILLED", str(stop) or "stopped by Ctrl-C")
@@ -237,18 +240,22 @@ class Tracker:
 
     def get(self, run_id: str) -> RunRecord:
         """One run as it stands in the store."""
-        return _record(self._client.get_run(run_id))
+        with _named():
+            return _record(self._client.get_run(run_id))
 
     def find(self, query: Query) -> list[RunRecord]:
         """The runs that `query` selects, in all experiments, oldest first."""
-        experiments = self._experiments()
-        records = [r for text in query.filters() for r in self._search(experiments, text)]
+        filters = query.filters()
+        with _named():
+            experiments = self._experiments()
+            records = [record for text in filters for record in self._search(experiments, text)]
         return sorted(records, key=lambda record: record.started)
 
     def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the experiment that this tracker writes to."""
-        for key, text in tags.items():
-            self._client.set_experiment_tag(self.experiment_id, key, text)
+        with _named():
+            for key, text in tags.items():
+                self._client.set_experiment_tag(self.experiment_id, key, text)
 
     def mark_front(self, records: Sequence[RunRecord], front: Sequence[RunRecord]) -> None:
         """Tags each record with whether it is on the front, where that has changed."""
@@ -256,7 +263,8 @@ class Tracker:
         for record in records:
             text = str(record.run_id in on_front).lower()
             if record.tags.get(FRONT) != text:
-                self._client.set_tag(record.run_id, FRONT, text)
+                with _named():
+                    self._client.set_tag(record.run_id, FRONT, text)
 
     def _search(self, experiments: list[str], text: str) -> Iterator[RunRecord]:
         token = None

@@ -115,6 +115,8 @@ def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
 def test_a_sweeps_note_holds_its_front_and_its_cost() -> None:
     note = report.sweep_note(ALL)
     assert len(marked(note)) == 2
+    assert note.endswith("* assumed: world average at 475 g/kWh")
+    assert "*" not in report.sweep_note([record(1, 1.0, 1.0, assumed=False)])
     assert "0.0065 kg CO2e (assumed: world average at 475 g/kWh)" in note
 
 
@@ -127,6 +129,7 @@ def test_tables_fit_80_columns_and_mark_grams_that_rest_on_an_assumption(table: 
     make = report.trials_table if table is report.trials_table else report.runs_table
     assumed, known = make(ALL), make([record(1, 1.0, 1.0, assumed=False)])
     assert "g CO2e*" in assumed
+    assert ("g/h*" in assumed) == (table is report.runs_table)
     assert "g CO2e*" not in known
     assert "g CO2e" in known
     assert max(len(line) for line in assumed.splitlines()) <= 80

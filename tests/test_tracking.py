@@ -1,6 +1,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from green_tune import worker
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
-from green_tune.tracking import KIND, STUDY, Query, Tracker
+from green_tune.tracking import KIND, STUDY, Query, Run, Tracker
 
 DEAD = f"{worker.this().rsplit(':', 2)[0]}:1:0"  # process 1 lives, but did not start at tick 0
 
@@ -219,6 +220,48 @@ def test_a_store_that_is_gone_at_the_end_does_not_hide_why_a_run_failed(
         run.log_metrics({"train_loss": 1.0})
         raise RunFailed("the loss is nan")
     assert "one is still open, the next command closes it" in caplog.text
+
+
+def test_a_run_is_closed_even_when_what_was_typed_cannot_be_written(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(store_uri)
+    with (
+        monkeypatch.context() as stopped,
+        pytest.raises(Stopped),
+    ):
+        stopped.setattr(Run, "log_params", _stop)
+        with tracker.run("train", "one", asked={"gpu": "auto"}):
+            pass
+    (run,) = MlflowClient(store_uri).search_runs(["0"])
+    assert run.info.status == "KILLED"
+
+
+def _stop(*_: object) -> None:
+    raise Stopped(15)
+
+
+@pytest.mark.parametrize(
+    ("broken", "call"),
+    [
+        ("get_run", lambda tracker: tracker.get("0" * 32)),
+        ("search_runs", lambda tracker: tracker.find(Query())),
+        ("set_experiment_tag", lambda tracker: tracker.set_experiment_tags({"a": "b"})),
+        ("set_tag", lambda tracker: tracker.mark_front(tracker.find(Query()), [])),
+    ],
+)
+def test_every_reading_of_a_store_that_is_gone_is_one_clear_line(
+    store_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    call: Callable[[Tracker], object],
+) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "one"):
+        pass
+    monkeypatch.setattr(MlflowClient, broken, _refuse)
+    with pytest.raises(StoreError, match="the tracking store cannot be used: the server is down"):
+        call(tracker)
 
 
 def test_an_experiment_that_does_not_exist_is_one_clear_line(
