@@ -1,9 +1,13 @@
 """`mlflow run . -e compare`: runs read back from the store, side by side, the front marked."""
 
+import logging
 import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +15,17 @@ from entrypoints.options import options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError
 
+if TYPE_CHECKING:
+    from green_tune.footprint import Segment
+    from green_tune.intensity import Intensity
+    from green_tune.results import RunRecord
+    from green_tune.trace import Trace
+    from green_tune.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+ALPHA_2 = 2
+SEGMENTS = "energy.csv"
 ALL, RECORDED = "all", "recorded"
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -27,7 +42,8 @@ class CompareConfig(Options):
     until: str = option(ALL, "Started before; written like since.")
     country: str = option(
         RECORDED,
-        "Derive kilograms anew for an ISO code (FRA) or g/kWh (56); recorded leaves them.",
+        "Derive kilograms anew for an ISO code (FRA), g/kWh (56) or a CSV of hourly intensities "
+        "in UTC, as Electricity Maps has them; recorded leaves them.",
     )
     format: str = option("table", "Form of the output.", choices=("table", "csv", "json"))
     output: str = option("-", "File to write; - for the screen.")
@@ -45,9 +61,9 @@ def _compare(asked: dict[str, str]) -> None:
     chosen = {k: "" if v == ALL else v for k, v in config.to_params().items()}
     since, until = _moment(chosen["since"]), _moment(chosen["until"])
 
-    from green_tune import intensity, store
+    from green_tune import store
 
-    zone = intensity.resolve(config.country) if config.country != RECORDED else None
+    given = _given(config.country)
     store.check_reachable(store.tracking_uri())
 
     from green_tune import report
@@ -64,8 +80,8 @@ def _compare(asked: dict[str, str]) -> None:
     )
     with tracker.adopted("compare", "compare", asked):
         records = tracker.find(query)
-        if zone:
-            records = [report.recomputed(record, zone) for record in records]
+        if given:
+            records = _recomputed(records, given, tracker)
         width = max(shutil.get_terminal_size().columns, 80)
         text = {
             "table": lambda: report.comparison(records, width),
@@ -73,6 +89,94 @@ def _compare(asked: dict[str, str]) -> None:
             "json": lambda: report.to_json(records),
         }[config.format]()
         _write(text, config.output)
+
+
+def _given(country: str) -> "Intensity | Trace | None":
+    """What the kilograms are to be derived from; None for what was recorded."""
+    from green_tune import intensity, trace
+
+    if country == RECORDED:
+        return None
+    return trace.read(country) if _is_file(country) else intensity.resolve(country)
+
+
+def _is_file(country: str) -> bool:
+    try:
+        return country.lower().endswith(".csv") or Path(country).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, or of no user
+        return False
+
+
+def _recomputed(
+    records: "Sequence[RunRecord]", given: "Intensity | Trace", tracker: "Tracker"
+) -> "list[RunRecord]":
+    """The records with other kilograms; the store keeps its own."""
+    from green_tune import recompute
+    from green_tune.trace import Trace
+
+    if not isinstance(given, Trace):
+        return [recompute.with_intensity(record, given) for record in records]
+    segments = {record.run_id: _segments(record, tracker) for record in records}
+    _warn_of_holes(records, given, segments)
+    derived = [recompute.with_trace(record, given, segments[record.run_id]) for record in records]
+    _warn_of_other_countries(
+        [r for r, d in zip(records, derived, strict=True) if "emissions_kg" in d.metrics], given
+    )
+    return derived
+
+
+def _segments(record: "RunRecord", tracker: "Tracker") -> "list[Segment]":
+    """What the run spent when; none where it does not say so in a form that can be read."""
+    from green_tune import footprint
+
+    if "energy_kwh" not in record.metrics:
+        return []
+    try:
+        return footprint.from_csv(tracker.read_text(record.run_id, SEGMENTS) or "")
+    except (ValueError, TypeError):  # cut off, or somebody else's
+        return []
+
+
+def _warn_of_holes(
+    records: "Sequence[RunRecord]", trace: "Trace", segments: "Mapping[str, Sequence[Segment]]"
+) -> None:
+    """Says once for each reason which runs have no kilograms, however many they are."""
+    from green_tune import recompute
+
+    holes = defaultdict(list)
+    for record in records:
+        if hole := recompute.hole(record, trace, segments[record.run_id]):
+            holes[bool(segments[record.run_id])].append(hole)
+    for lines in holes.values():
+        more = f" ({len(lines) - 1} more like it)" if lines[1:] else ""
+        log.warning("no kilograms for %d of %d runs: %s%s",
+                    len(lines), len(records), lines[0], more)  # fmt: skip
+
+
+def _warn_of_other_countries(records: "Sequence[RunRecord]", trace: "Trace") -> None:
+    """A trace of elsewhere answers what would have been, and not what was."""
+    here = _country(trace.zone)
+    zones = Counter(
+        record.tags["intensity_zone"]
+        for record in records
+        if record.tags.get("intensity_assumed") == "false"
+    )
+    elsewhere = [f"{n} in {zone}" for zone, n in zones.items() if zone not in ("given", here)]
+    if here and elsewhere:
+        log.warning("what-if: the trace is of %s, but runs were recorded elsewhere: %s",
+                    trace.zone, ", ".join(elsewhere))  # fmt: skip
+
+
+def _country(zone: str) -> str:
+    """The country of a zone such as US-CAL-CISO, as runs record it; a name remains as it is."""
+    from green_tune import intensity
+    from green_tune.trace import UNNAMED
+
+    code = zone.split("-")[0]
+    try:
+        return intensity.resolve(code).zone if len(code) == ALPHA_2 else zone.replace(UNNAMED, "")
+    except ConfigError:
+        return zone
 
 
 def _write(text: str, place: str) -> None:

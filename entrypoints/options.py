@@ -104,6 +104,7 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # ours open the trials
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An idle thread of torch on a CPU gives its core up after microseconds instead of spinning
     # on: as fast on a quiet machine, and three times as fast on one that has other work.

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,11 @@ from entrypoints.options import options_of, run
 from green_tune import space as spaces
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import RunFailed
+
+if TYPE_CHECKING:
+    from green_tune.job import Job
+    from green_tune.meter import Meter
+    from green_tune.sweep import Space
 
 
 @click.command(
@@ -33,45 +39,60 @@ def _sweep(asked: dict[str, str]) -> None:
     name = _study_name(config.study, job.source.name, job.task.name, job.device.gpu_type)
     config = replace(config, study=name)
 
-    from green_tune import report, views
-    from green_tune.emissions import Meter
+    from green_tune.meter import Meter
+
+    with Meter.of(job) as meter:
+        meter.open(checked=False)  # what is spent outside of trials: imports, proposals, summaries
+        _study(job, space, config, asked, meter)
+
+
+def _study(
+    job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
+) -> None:
+    from green_tune import heartbeat, report, store, views
     from green_tune.experiment import describe, run_experiment
+    from green_tune.footprint import OVERHEAD
     from green_tune.sweep import Objectives, open_study, run_sweep
     from green_tune.tracking import STUDY, TRIAL, Query, Run, Tracker
 
-    mine = Query(study=name, kinds=("trial",))
+    name = config.study
+    mine, sessions = Query(study=name, kinds=("trial",)), Query(study=name, kinds=("sweep",))
     mine.filters()  # before the first trial: the name can be searched for afterwards
     study = open_study(job, space, config, store.study_url())
     tracker = Tracker(store.tracking_uri())
-    meter = Meter(job.device, job.intensity)
 
-    def trial(job: jobs.Job, number: int) -> Objectives:
+    def trial(job: "Job", number: int) -> Objectives:
         tags = {STUDY: name, TRIAL: str(number)}
         with tracker.run("trial", f"#{number} {name}", tags=tags, parent=parent) as current:
+            meter.open()
             outcome = run_experiment(job, current, meter)
         click.echo(report.trial_line(tracker.get(current.id)), err=True)
-        loss, kg = outcome.result.val_loss, outcome.footprint.emissions_kg
+        loss, kg = outcome.result.val_loss, outcome.measurement.total.emissions_kg
         return Objectives(val_loss=loss, emissions_kg=kg)
 
     def summarise(parent: Run) -> None:
-        records = tracker.find(mine)
+        parent.log_measurement(meter.close()[0], OVERHEAD)
+        heartbeat.forget(parent.id)
+        records, overheads = tracker.find(mine), tracker.find(sessions)
         front = report.fronts(records)
         tracker.mark_front(records, front)
-        parent.log_metrics(report.totals(records))
-        parent.set_tags({"mlflow.note.content": report.sweep_note(records)})
+        parent.log_metrics(report.totals(records, overheads))
+        parent.set_tags({"mlflow.note.content": report.sweep_note(records, overheads)})
         parent.log_table(report.rows(records), "trials.json")
         parent.log_table(report.rows(front), "front.json")
         parent.log_figure(report.front_figure(records, name), "front.png")
-        click.echo(report.sweep_summary(records, name, config.trials))
+        click.echo(report.sweep_summary(records, name, config.trials, overheads))
         click.echo(views.where(tracker.uri, link))
 
     with tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent:
+        meter.keep(parent.id)
         describe(job, parent)
         tracker.set_experiment_tags(views.study_view(name, list(space)))
         link = views.study_link(tracker.uri, parent.experiment_id, name)
         click.echo(views.where(tracker.uri, link), err=True)
         try:
-            run_sweep(study, job, space, config.trials, trial)
+            with meter.phase("between"):
+                run_sweep(study, job, space, config.trials, trial)
         finally:  # what was found and spent is kept, however the sweep ends
             summarise(parent)
     if not report.fronts(tracker.find(mine)):

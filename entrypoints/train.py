@@ -18,15 +18,17 @@ def _train(asked: dict[str, str]) -> None:
 
     job = jobs.prepare(TrainConfig.parse(asked))
 
-    from green_tune import report, store, views
-    from green_tune.emissions import Meter
-    from green_tune.experiment import run_experiment
-    from green_tune.tracking import Tracker
+    from green_tune.meter import Meter
 
-    tracker = Tracker(store.tracking_uri())
-    meter = Meter(job.device, job.intensity)
-    with tracker.run("train", f"{job.source.name}-{job.task.name}", asked=asked) as current:
-        run_experiment(job, current, meter)
+    with Meter.of(job) as meter:
+        meter.open()  # from here on what is spent, imports included, is the run's
+        from green_tune import report, store, views
+        from green_tune.experiment import run_experiment
+        from green_tune.tracking import Tracker
+
+        tracker = Tracker(store.tracking_uri())
+        with tracker.run("train", f"{job.source.name}-{job.task.name}", asked=asked) as current:
+            run_experiment(job, current, meter)
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
     click.echo(views.where(tracker.uri, link))

@@ -66,6 +66,12 @@ class TrainConfig(Options):
         "world",
         "Where the power is made: ISO code (FRA), g CO2e per kWh (56), or world (assumed).",
     )
+    pue: float = option(
+        1.0,
+        "Power usage effectiveness of the data centre; 1 counts the machine alone.",
+        low=1.0,
+        high=10.0,
+    )
     epochs: int = option(1, "Passes over the training data.", low=1, high=1000)
     batch_size: int = option(8, "Examples of one forward pass.", low=1, high=4096)
     accumulation_steps: int = option(1, "Forward passes of one optimiser step.", low=1, high=4096)

@@ -4,6 +4,7 @@
 happens here is only their order, and that nothing which was spent goes unrecorded.
 """
 
+import json
 import logging
 import platform
 import shutil
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from green_tune import __version__, heartbeat, training
-from green_tune.emissions import Meter, Window
-from green_tune.errors import StoreError
+from green_tune import __version__, exports, heartbeat, training
+from green_tune.errors import MeasurementError, StoreError
+from green_tune.footprint import Measurement
 from green_tune.job import Job
-from green_tune.results import Footprint, TrainResult
+from green_tune.meter import Meter
+from green_tune.results import TrainResult
 from green_tune.tracking import Run
 
 LIBRARIES = (
@@ -35,36 +37,36 @@ class Outcome:
     """What a finished run achieved and what it spent."""
 
     result: TrainResult
-    footprint: Footprint
+    measurement: Measurement
 
 
 def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
-    """Trains a job's adapter inside one measured window and writes everything to `run`.
+    """Trains a job's adapter, phase by phase, and writes everything to `run`.
+
+    What it spends counts for the meter's current account, which it closes.
 
     Raises:
         RunFailed: it diverged, did not fit or could not be measured; what it spent is logged.
         UsageError: the base model or the data cannot be used after all.
     """
-    describe(job, run)
-    run.log_params(job.config.to_params() | job.plan.to_params())
-    meter.warm_up()
-    tuner = training.load(job)
-    _report_cuts(job, tuner)
-    window = Window()
+    phase = partial(meter.phase, sync=training.synchronize)
+    meter.keep(run.id)
     try:
-        with (
-            meter.measure(window, partial(heartbeat.beat, run.id)),
-            _Bar(job, run, window, tuner.steps) as bar,
-        ):
-            result = tuner.fit(bar.update)
+        with phase("setup"):
+            describe(job, run)
+            run.log_params(job.config.to_params() | job.plan.to_params())
+            tuner = training.load(job)
+            _report_cuts(job, tuner)
+        with _Bar(job, run, meter, tuner.steps) as bar, phase("train"):
+            result = tuner.fit(bar.update, phase)
+        run.log_metrics(result.to_metrics(), step=result.steps)
+        with phase("save"):
+            _save_adapter(tuner, run)
     finally:
-        if window.footprint:
-            _log_footprint(run, window.footprint)
-            heartbeat.forget(run.id)
-    assert window.footprint is not None
-    run.log_metrics(result.to_metrics(), step=result.steps)
-    _save_adapter(tuner, run)
-    return Outcome(result=result, footprint=window.footprint)
+        measurement = _close(job, run, meter)
+    if not measurement.valid:
+        raise MeasurementError(f"its figures cannot be trusted: {'; '.join(measurement.faults)}")
+    return Outcome(result=result, measurement=measurement)
 
 
 def describe(job: Job, run: Run) -> None:
@@ -102,10 +104,16 @@ def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
             )  # fmt: skip
 
 
-def _log_footprint(run: Run, footprint: Footprint) -> None:
-    run.log_metrics(footprint.to_metrics())
-    run.set_tags(footprint.to_tags())
-    run.flush()
+def _close(job: Job, run: Run, meter: Meter) -> Measurement:
+    """Ends the measurement and writes it down: figures, how they are known, and three files."""
+    measurement, record = meter.close()
+    run.log_measurement(measurement)
+    heartbeat.forget(run.id)
+    if record:
+        run.log_text(exports.emissions_csv(record), "emissions.csv")
+        report = exports.boamps(job, measurement, record, run.id)
+        run.log_text(json.dumps(report, indent=2), "boamps.json")
+    return measurement
 
 
 def _save_adapter(tuner: training.FineTuner, run: Run) -> None:
@@ -122,9 +130,9 @@ def _save_adapter(tuner: training.FineTuner, run: Run) -> None:
 class _Bar:
     """The progress bar of one training; passes what is measured on to the run."""
 
-    def __init__(self, job: Job, run: Run, window: Window, steps: int) -> None:
+    def __init__(self, job: Job, run: Run, meter: Meter, steps: int) -> None:
         self._run = run
-        self._window = window
+        self._meter = meter
         self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
         self._shown: dict[str, float] = {}
         self._bar = tqdm(
@@ -162,5 +170,4 @@ class _Bar:
             )
             if key in self._shown
         ]
-        grams = self._window.so_far.emissions_kg * 1000 if self._window.so_far else 0.0
-        return " ".join([*shown, f"{grams:.3g} {self._unit}"])
+        return " ".join([*shown, f"{self._meter.emitted_kg * 1000:.3g} {self._unit}"])

@@ -30,6 +30,7 @@ class Intensity:
     g_per_kwh: float
     zone: str
     source: str
+    year: str  # empty where it is not known
     assumed: bool
 
     @property
@@ -44,6 +45,7 @@ class Intensity:
             "intensity_g_per_kwh": f"{self.g_per_kwh:g}",
             "intensity_zone": self.zone,
             "intensity_source": self.source,
+            "intensity_year": self.year or "not stated",
             "intensity_assumed": str(self.assumed).lower(),
         }
 
@@ -56,7 +58,11 @@ def resolve(country: str) -> Intensity:
     """
     if country.lower() == "world":
         return Intensity(
-            g_per_kwh=WORLD_G_PER_KWH, zone="world average", source="IEA 2019", assumed=True
+            g_per_kwh=WORLD_G_PER_KWH,
+            zone="world average",
+            source="IEA 2019",
+            year="2018",
+            assumed=True,
         )
     try:
         return _given(float(country))
@@ -70,7 +76,9 @@ def _given(g_per_kwh: float) -> Intensity:
             f"country={g_per_kwh:g} is no intensity in g CO2e per kWh; "
             f"above 0, at most {HIGHEST_G_PER_KWH:g}"
         )
-    return Intensity(g_per_kwh=g_per_kwh, zone="given", source="given by user", assumed=False)
+    return Intensity(
+        g_per_kwh=g_per_kwh, zone="given", source="given by user", year="", assumed=False
+    )
 
 
 def _of_country(code: str) -> Intensity:
@@ -83,6 +91,7 @@ def _of_country(code: str) -> Intensity:
         g_per_kwh=float(row["carbon_intensity"]),
         zone=str(row["country_name"]),
         source=f"CodeCarbon's table, {row['year']}",
+        year=str(row["year"]),
         assumed=False,
     )
 

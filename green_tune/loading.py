@@ -46,17 +46,27 @@ def _open(device: Device) -> torch.device:
     """The torch device, with every other GPU hidden from torch so that none is used unasked."""
     if device.kind == "cpu":
         return torch.device("cpu")
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(device.index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid  # the numbers of NVML and CUDA may differ
     if not torch.cuda.is_available():
         raise HardwareMismatch(
             f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
             "or train on the CPU with gpu=cpu"
         )
+    _check_same(device)
     gc.collect()  # the model of the trial before, which is caught in reference cycles
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.device("cuda")
+
+
+def _check_same(device: Device) -> None:
+    """The GPU that torch uses must be the one that is measured."""
+    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    if uuid.removeprefix("GPU-") != device.uuid.removeprefix("GPU-"):
+        raise HardwareMismatch(
+            f"torch uses another GPU ({uuid}) than the one that is measured ({device.uuid}): set "
+            f"CUDA_VISIBLE_DEVICES={device.uuid} before the start"
+        )
 
 
 def _load_base(job: Job) -> tuple[Any, Any]:

@@ -1,12 +1,14 @@
-"""The door to NVML: which GPUs this process may use, asked in milliseconds and without torch.
+"""The door to NVML: which GPUs this process may use, and the energy of those that it does.
 
 CUDA_VISIBLE_DEVICES is honoured as CUDA reads it: indices or UUIDs, and nothing after the first
-entry that is not there. Without a driver the answer is no GPU.
+entry that is not there. Without a driver the answer is no GPU. From finding to measuring a GPU
+goes by its UUID: NVML, CUDA and CodeCarbon each number them in their own way.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pynvml
 
@@ -14,6 +16,11 @@ from green_tune.errors import HardwareMismatch
 from green_tune.hardware import Device, identify
 
 GIB = 2**30
+MILLI = 1000
+JOULES_PER_KWH = 3.6e6
+SECONDS_PER_HOUR = 3600
+COUNTER = "measured: NVML energy counter"
+SAMPLED = "measured: NVML power readings, once a second"
 
 
 def find_gpus() -> list[Device]:
@@ -78,3 +85,142 @@ def _names(entry: str, gpu: Device) -> bool:
     if entry.isdigit():
         return int(entry) == gpu.index
     return entry.startswith("GPU-") and gpu.uuid.startswith(entry)
+
+
+class GpuEnergy:
+    """The energy of whole GPUs, each by its own counter or, before Volta, its power readings.
+
+    A reading that fails is made good by the next one that does not, since the counter goes on; one
+    that fails to the end, or a counter that runs backwards, is a fault.
+
+    Raises:
+        HardwareMismatch: a GPU is cut into parts (MIG), whose energies cannot be told apart.
+    """
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        pynvml.nvmlInit()
+        self._gpus = [_Gpu(device) for device in devices]
+        counted = all(gpu.counts for gpu in self._gpus)
+        self.methods = {"gpu": COUNTER if counted else SAMPLED}
+        self.indices = [gpu.index for gpu in self._gpus]
+        self.uuids = [device.uuid for device in devices]
+
+    def start(self) -> None:
+        """From now on."""
+        for gpu in self._gpus:
+            gpu.start()
+
+    def spent(self, seconds: float, shares: Mapping[str, float]) -> dict[str, float]:
+        """Energy since the call before, that many seconds ago, by segment field.
+
+        `shares` is the part of each GPU, by UUID, that is this run's.
+        """
+        readings = [(gpu.spent(seconds), shares.get(gpu.uuid, 1.0)) for gpu in self._gpus]
+        sums = {name: sum(r[name] for r, _ in readings) for name in readings[0][0]}
+        ours = sum(reading["gpu_counted_kwh"] * share for reading, share in readings)
+        busy_h = sums["gpu_busy_h"] / len(readings)
+        return sums | {"energy_gpu_kwh": ours, "gpu_busy_h": busy_h}
+
+    def facts(self) -> dict[str, float]:
+        """Enforced power limit and lowest power seen at rest, summed over the GPUs, in watts."""
+        limits, idle = [g.limit_w for g in self._gpus], [g.idle_w for g in self._gpus]
+        known = {"gpu_power_limit_w": limits, "gpu_idle_w": idle}
+        return {name: sum(filter(None, watts)) for name, watts in known.items() if all(watts)}
+
+    def faults(self) -> list[str]:
+        """What went wrong since the call before."""
+        return [fault for gpu in self._gpus for fault in gpu.faults()]
+
+    def unread(self) -> list[str]:
+        """The GPUs whose last reading failed, so that what they spent since is not known."""
+        return [gpu.name for gpu in self._gpus if gpu.blind]
+
+    def strangers(self) -> int:
+        """Other processes that compute on these GPUs.
+
+        In a container NVML may name processes by their numbers outside of it, so this one is
+        counted off by number rather than looked up, once it computes there.
+        """
+        return sum(max(0, len(gpu.processes()) - 1) for gpu in self._gpus)
+
+
+class _Gpu:
+    """One GPU, read again and again."""
+
+    def __init__(self, device: Device) -> None:
+        self.uuid, self.index, self.name = device.uuid, device.index, device.name
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        _check_whole(self._handle, device)
+        self.counts = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption) is not None
+        limit = self._ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
+        self.limit_w = limit / MILLI if limit else None
+        self.idle_w: float | None = None
+        self._faults: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        self._counter_mj = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        self._power_w = self._power() or 0.0
+        self.blind = False
+
+    def spent(self, seconds: float) -> dict[str, float]:
+        before, power = self._power_w, self._power()
+        self.blind = power is None
+        self._power_w = before if power is None else power
+        sampled = (before + self._power_w) / 2 * seconds / JOULES_PER_KWH
+        busy = self._busy()
+        return {
+            "gpu_counted_kwh": self._counted(sampled) if self.counts else sampled,
+            "gpu_sampled_kwh": sampled,
+            "gpu_busy_h": busy * seconds / SECONDS_PER_HOUR,
+        }
+
+    def faults(self) -> list[str]:
+        faults, self._faults = self._faults, []
+        return faults
+
+    def processes(self) -> list[Any]:
+        return self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or []
+
+    def _counted(self, sampled: float) -> float:
+        now, before = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption), self._counter_mj
+        if now is None or before is None:
+            self.blind = True
+        if now is None:
+            return 0.0
+        self._counter_mj = now
+        if before is None:
+            return sampled
+        if now < before:  # a driver that was loaded again counts from zero
+            self._faults.append(f"the energy counter of {self.name} ran backwards")
+            return sampled
+        return float(now - before) / MILLI / JOULES_PER_KWH
+
+    def _power(self) -> float | None:
+        milliwatts = self._ask(pynvml.nvmlDeviceGetPowerUsage)
+        return None if milliwatts is None else float(milliwatts) / MILLI
+
+    def _busy(self) -> float:
+        rates = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
+        if rates is not None and rates.gpu == 0 and not self.blind:
+            self.idle_w = min(self._power_w, self.idle_w or self._power_w)
+        return float(rates.gpu) / 100 if rates is not None else 0.0
+
+    def _ask(self, question: Any) -> Any:
+        """NVML's answer; None where there is none, now or ever."""
+        try:
+            return question(self._handle)
+        except pynvml.NVMLError:
+            return None
+
+
+def _check_whole(handle: Any, device: Device) -> None:
+    try:
+        enabled, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:  # a GPU that knows no parts
+        return
+    if enabled:
+        raise HardwareMismatch(
+            f"{device.name} is cut into parts (MIG), whose energy cannot be told from their "
+            "neighbours'; switch MIG off (nvidia-smi -mig 0), or take another GPU"
+        )

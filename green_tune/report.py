@@ -9,7 +9,6 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from green_tune.intensity import Intensity
+from green_tune.footprint import OVERHEAD, PHASES
 from green_tune.results import RunRecord, front
 
 MARK = "★"
@@ -68,19 +67,6 @@ def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
         if record.status == "FINISHED" and record.metrics.keys() >= MEASURED:
             groups[_comparable(record)].append(record)
     return [record for group in groups.values() for record in _front(group)]
-
-
-def recomputed(record: RunRecord, zone: Intensity) -> RunRecord:
-    """The record with its kilograms derived anew: stored energy times another intensity."""
-    if "energy_kwh" not in record.metrics:
-        return record
-    kg = record.metrics["energy_kwh"] * zone.g_per_kwh / KG_TO_G
-    rate = kg / record.metrics["runtime_h"]
-    return replace(
-        record,
-        metrics={**record.metrics, "emissions_kg": kg, "emissions_rate_kg_per_h": rate},
-        tags={**record.tags, **zone.to_tags()},
-    )
 
 
 def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
@@ -172,10 +158,26 @@ def run_summary(record: RunRecord) -> str:
         ("", f"{figures['val_bits_per_byte']:.4g} bits per byte"),
         ("cost", f"{spent['emissions_kg']:.3g} kg CO2e ({intensities([record])})"),
         ("", f"{spent['energy_kwh']:.3g} kWh in {duration(spent['runtime_h'])}, {rate}"),
-        ("", modelled([record])),
+        ("", phases(record)),
+        ("", f"{modelled([record])}{bounds(record)}"),
+        *(("note", flag) for flag in tags.get("energy_flags", "").split("; ") if flag),
         ("adapter", f"runs:/{record.run_id}/adapter"),
     )
     return "\n" + "\n".join(f"{label:9} {text}" for label, text in lines) + "\n"
+
+
+def phases(record: RunRecord) -> str:
+    """Where the energy of a run went: train 71 %, eval 20 %, setup 8 %, ..."""
+    total = record.metrics["energy_kwh"]
+    spent = {name: record.metrics.get(f"{name}/energy_kwh", 0.0) for name in PHASES}
+    shares = sorted(((kwh / total, name) for name, kwh in spent.items() if kwh), reverse=True)
+    return ", ".join(f"{name} {share:.0%}" for share, name in shares)
+
+
+def bounds(record: RunRecord) -> str:
+    """Between what and what the machine really drew; empty where it is not known."""
+    low, high = (record.metrics.get(f"energy_{end}_kwh") for end in ("low", "high"))
+    return f"; at the wall {low:.2g} to {high:.2g} kWh" if low and high else ""
 
 
 def trial_line(record: RunRecord) -> str:
@@ -189,8 +191,17 @@ def trial_line(record: RunRecord) -> str:
     )
 
 
-def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: int = 80) -> str:
-    """What a sweep found and what it cost, on one screen, and how to go on where it was stopped."""
+def sweep_summary(
+    records: Sequence[RunRecord],
+    study: str,
+    asked: int,
+    overheads: Sequence[RunRecord] = (),
+    width: int = 80,
+) -> str:
+    """What a sweep found and what it cost, on one screen, and how to go on where it was stopped.
+
+    `overheads` are the study's own runs, one for each time that it was started.
+    """
     failed = sum(record.status in ENDED_BADLY for record in records)
     resume = [f"Stopped before {asked} trials; go on with -P study={study}"]
     lines = [
@@ -199,16 +210,18 @@ def sweep_summary(records: Sequence[RunRecord], study: str, asked: int, width: i
         trials_table(records, width),
         f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
         *_footnotes(records),
-        f"\nThe sweep's training cost, failed trials included:\n{cost(records)}\n",
+        f"\nThe sweep's cost, failed trials and what lies between them included:\n"
+        f"{cost(records, overheads)}\n{overhead_share(records, overheads):.0%} of its energy "
+        "was spent between trials\n",
     ]
     return "\n".join(lines)
 
 
-def sweep_note(records: Sequence[RunRecord]) -> str:
+def sweep_note(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> str:
     """A sweep's outcome in Markdown: the front and the cost, for the run's page in MLflow."""
     failed = sum(record.status in ENDED_BADLY for record in records)
     return (
-        f"{len(records)} trials, {failed} of them failed: {cost(records)}. "
+        f"{len(records)} trials, {failed} of them failed: {cost(records, overheads)}. "
         f"{modelled(records)}. The Pareto front:\n\n"
         f"```\n{trials_table(fronts(records))}\n```\n\n" + "; ".join(_starred(records))
     )
@@ -237,17 +250,25 @@ def _starred(records: Sequence[RunRecord]) -> list[str]:
     return [f"* {intensities(records)}"] if _star(records) else []
 
 
-def totals(records: Sequence[RunRecord]) -> dict[str, float]:
-    """What the runs cost together, failed ones included."""
+def totals(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> dict[str, float]:
+    """What the runs cost together, failed ones and a sweep's overheads included."""
     names = ("energy_kwh", "emissions_kg", "runtime_h")
-    spent = {name: sum(record.metrics.get(name, 0.0) for record in records) for name in names}
+    trials = {name: sum(record.metrics.get(name, 0.0) for record in records) for name in names}
+    between = {name: sum(r.metrics.get(OVERHEAD + name, 0.0) for r in overheads) for name in names}
     failed = sum(record.status in ENDED_BADLY for record in records)
+    spent = {name: trials[name] + between[name] for name in names}
     return spent | {"trials": float(len(records)), "trials_failed": float(failed)}
 
 
-def cost(records: Sequence[RunRecord]) -> str:
+def overhead_share(records: Sequence[RunRecord], overheads: Sequence[RunRecord]) -> float:
+    """The part of a sweep's energy, 0 to 1, that no trial has spent."""
+    total = totals(records, overheads)["energy_kwh"]
+    return 1 - totals(records)["energy_kwh"] / total if total else 0.0
+
+
+def cost(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> str:
     """The totals in one line, with where the carbon intensity is from."""
-    spent = totals(records)
+    spent = totals(records, overheads)
     return (
         f"{spent['energy_kwh']:.3g} kWh, {spent['emissions_kg']:.3g} kg CO2e "
         f"({intensities(records)}), {spent['runtime_h']:.3g} h"
@@ -272,7 +293,7 @@ def modelled(records: Sequence[RunRecord]) -> str:
         record.metrics.get("energy_kwh", 0.0) * record.metrics.get("energy_modelled_share", 0.0)
         for record in records
     )
-    return f"{share / total:.0%} of this energy is modelled, not measured" if total else ""
+    return f"{share / total:.0%} of this energy is a model" if total else ""
 
 
 def duration(hours: float) -> str:

@@ -12,58 +12,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """Time, energy and emissions of one measured window.
-
-    `methods` says for each part of the energy (cpu, gpu, ram) how it was obtained, in words that
-    begin with measured, modelled or none.
-    """
-
-    runtime_h: float
-    energy_cpu_kwh: float
-    energy_gpu_kwh: float
-    energy_ram_kwh: float
-    g_per_kwh: float
-    methods: Mapping[str, str]
-
-    @property
-    def energy_kwh(self) -> float:
-        """The sum of the three parts."""
-        return self.energy_cpu_kwh + self.energy_gpu_kwh + self.energy_ram_kwh
-
-    @property
-    def emissions_kg(self) -> float:
-        """Energy times carbon intensity, in kg CO2e."""
-        return self.energy_kwh * self.g_per_kwh / 1000
-
-    @property
-    def emissions_rate_kg_per_h(self) -> float:
-        """Emissions over runtime; CodeCarbon's own field is in kg per second."""
-        return self.emissions_kg / self.runtime_h if self.runtime_h else 0.0
-
-    @property
-    def energy_modelled_share(self) -> float:
-        """The part of the energy, 0 to 1, that comes from a model and not from a sensor."""
-        parts = {"cpu": self.energy_cpu_kwh, "gpu": self.energy_gpu_kwh, "ram": self.energy_ram_kwh}
-        modelled = sum(
-            kwh for part, kwh in parts.items() if self.methods[part].startswith("modelled")
-        )
-        return modelled / self.energy_kwh if self.energy_kwh else 0.0
-
-    def to_metrics(self) -> dict[str, float]:
-        """The figures as MLflow metrics."""
-        names = (
-            "runtime_h", "energy_kwh", "energy_cpu_kwh", "energy_gpu_kwh", "energy_ram_kwh",
-            "energy_modelled_share", "emissions_kg", "emissions_rate_kg_per_h",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-    def to_tags(self) -> dict[str, str]:
-        """How each part of the energy is known, as MLflow tags."""
-        return {f"energy_{part}_method": how for part, how in self.methods.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """What a finished training achieved.
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
@@ -35,6 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from green_tune import heartbeat, worker
 from green_tune.errors import ConfigError, StoreError
+from green_tune.footprint import OVERHEAD, Measurement, to_csv
 from green_tune.results import RunRecord
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,24 @@ class Run:
         """Copies a folder to the run's artifacts."""
         with _named():
             self._client.log_artifacts(self.id, str(folder), name)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Writes a text as an artifact."""
+        with _named():
+            self._client.log_text(self.id, text, name)
+
+    def log_measurement(self, measurement: Measurement, prefix: str = "") -> None:
+        """Writes what was spent: figures, how they are known, and the time series behind them.
+
+        With a prefix it is what a sweep spends beside its trials: the total alone.
+        """
+        if prefix:
+            self.log_metrics(measurement.total.to_metrics(prefix))
+        else:
+            self.log_metrics(measurement.to_metrics())
+        self.set_tags(measurement.to_tags())
+        self.flush()
+        self.log_text(to_csv(measurement.segments), "energy.csv")
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Writes a matplotlib figure as an artifact."""
@@ -251,6 +271,15 @@ class Tracker:
             records = [record for text in filters for record in self._search(experiments, text)]
         return sorted(records, key=lambda record: record.started)
 
+    def read_text(self, run_id: str, name: str) -> str | None:
+        """A text that a run holds as an artifact; None where it has none of that name."""
+        folder = name.rpartition("/")[0] or None
+        with _named(), TemporaryDirectory() as copy:
+            if name not in {file.path for file in self._client.list_artifacts(run_id, folder)}:
+                return None
+            path = Path(self._client.download_artifacts(run_id, name, copy))
+            return path.read_text(encoding="utf-8", errors="replace")
+
     def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the experiment that this tracker writes to."""
         with _named():
@@ -281,17 +310,16 @@ class Tracker:
         text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
         for record in self._search(self._experiments(), text):
             if worker.is_dead(record.tags.get(WORKER, "")):
-                self._bury(Run(self._client, record.run_id, "", record.name))
+                self._bury(Run(self._client, record.run_id, "", record.name), record.kind)
 
-    def _bury(self, run: Run) -> None:
+    def _bury(self, run: Run, kind: str) -> None:
         """Closes the run of a dead process with what it had spent at its last heartbeat."""
-        footprint = heartbeat.last(run.id)
-        if footprint:
-            run.log_metrics(footprint.to_metrics())
-            run.set_tags(footprint.to_tags())
+        measurement = heartbeat.last(run.id)
+        if measurement:
+            run.log_measurement(measurement, OVERHEAD if kind == "sweep" else "")
         run.end("KILLED", "its process died")
         heartbeat.forget(run.id)
-        spent = f"; it had spent {footprint.energy_kwh:.3g} kWh" if footprint else ""
+        spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 
     def _experiments(self) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,23 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Phase = Callable[[str], AbstractContextManager[None]]  # what is inside of the block is that phase
+
+
+def unmeasured(_: str) -> AbstractContextManager[None]:
+    """For a training that nobody measures."""
+    return nullcontext()
 
 
 def cuda_version() -> str:
     """The CUDA that torch was built for; empty for a CPU build."""
     return str(torch.version.cuda or "")
+
+
+def synchronize() -> None:
+    """Waits until the GPU has done what it was given; where there is none, nothing waits."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def load(job: Job) -> "FineTuner":
@@ -77,15 +90,17 @@ class FineTuner:
             "validation": Fit.of(self.validation, len(job.data.validation)),
         }
 
-    def fit(self, on_progress: OnProgress) -> TrainResult:
+    def fit(self, on_progress: OnProgress, phase: Phase = unmeasured) -> TrainResult:
         """Trains for the configured epochs; validates before, during and at the end.
+
+        Each validation happens inside of a block `phase("eval")`.
 
         Raises:
             TrainingDiverged: the loss is no longer a finite number.
             OutOfMemory: a micro-batch does not fit on the device.
         """
         collator = _Collator(self._pad_id)
-        watcher = _Watcher(self, collator, on_progress)
+        watcher = _Watcher(self, collator, on_progress, phase)
         with tempfile.TemporaryDirectory() as folder, named_out_of_memory(self._job):
             trainer = Trainer(
                 model=self._model,
@@ -224,10 +239,13 @@ def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Ten
 class _Watcher(TrainerCallback):
     """Validates at evenly spaced steps, reports progress, and stops a diverged training."""
 
-    def __init__(self, tuner: FineTuner, collator: _Collator, on_progress: OnProgress) -> None:
+    def __init__(
+        self, tuner: FineTuner, collator: _Collator, on_progress: OnProgress, phase: Phase
+    ) -> None:
         self._tuner = tuner
         self._collator = collator
         self._on_progress = on_progress
+        self._phase = phase
         self.validations: list[Validation] = []
         self.train_loss = math.nan
         self._training_s = 0.0
@@ -267,7 +285,8 @@ class _Watcher(TrainerCallback):
         return {"tokens_per_s": self._collator.tokens / seconds}
 
     def _validate(self, state: Any) -> None:
-        validation = self._tuner.validate()
+        with self._phase("eval"):
+            validation = self._tuner.validate()
         _check_finite("validation loss", validation.loss, state.global_step)
         self.validations.append(validation)
         metrics = {"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte}

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from green_tune import job as jobs
@@ -51,6 +52,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OURS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("GREEN_TUNE_METERS", str(tmp_path / "meters"))
     monkeypatch.chdir(tmp_path)
 
 

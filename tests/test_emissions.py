@@ -6,48 +6,75 @@ from typing import Any
 import pytest
 from codecarbon import OfflineEmissionsTracker
 
-from green_tune import intensity
-from green_tune.emissions import Meter, Window
+from green_tune.emissions import CrossCheck, Machine, facts, ignored_settings, unreadable_rapl
 from green_tune.errors import MeasurementError
-from green_tune.hardware import Device
-from green_tune.results import Footprint
-
-CPU = Device(kind="cpu", name="a CPU", memory_gib=8)
-GPU = Device(kind="cuda", name="a GPU that is not there", memory_gib=8)
+from green_tune.meter import Meter
 
 
-def measured(seconds: float = 1.2, country: str = "FRA") -> Footprint:
-    window = Window()
-    with Meter(CPU, intensity.resolve(country)).measure(window):
-        time.sleep(seconds)
-    assert window.footprint is not None
-    return window.footprint
+def spent(seconds: float = 0.5) -> dict[str, float]:
+    machine = Machine()
+    machine.start()
+    started_s = time.perf_counter()
+    time.sleep(seconds)
+    return machine.spent(time.perf_counter() - started_s)
 
 
-def test_a_window_has_energy_in_parts_and_kilograms_of_its_zone() -> None:
-    footprint = measured()
-    assert 1.2 / 3600 <= footprint.runtime_h < 3 / 3600
-    assert footprint.energy_cpu_kwh > 0
-    assert footprint.energy_ram_kwh > 0
-    assert footprint.energy_gpu_kwh == 0
-    assert footprint.emissions_kg == pytest.approx(footprint.energy_kwh * 56.039 / 1000, rel=1e-12)
-    assert footprint.emissions_rate_kg_per_h == footprint.emissions_kg / footprint.runtime_h
-    assert footprint.methods["ram"].startswith("modelled")
-    assert footprint.methods["gpu"].startswith("none")
+def test_cpus_and_memory_are_read_when_asked_and_say_how_they_are_known() -> None:
+    watts = {name: kwh * 3.6e6 / 0.5 for name, kwh in spent(0.5).items()}
+    assert set(watts) == {"energy_cpu_kwh", "energy_ram_kwh"}
+    assert 0.1 < watts["energy_cpu_kwh"] < 2000
+    assert 1 < watts["energy_ram_kwh"] < 500
+    methods = Machine().methods
+    assert methods["ram"].startswith("modelled")
+    assert methods["cpu"].startswith(("measured", "modelled"))
 
 
-def test_settings_of_codecarbon_found_on_the_machine_change_nothing(
+def test_memory_of_constant_power_adds_up_however_often_it_is_read() -> None:
+    machine = Machine()
+    machine.start()
+    parts = [machine.spent(seconds)["energy_ram_kwh"] for seconds in (0.001, 0.25, 3.0, 0.0004)]
+    assert sum(parts) == pytest.approx(machine.spent(3.2514)["energy_ram_kwh"], rel=1e-9)
+
+
+def test_codecarbons_own_total_is_in_our_units_and_names_no_country() -> None:
+    check = CrossCheck(56.0, ())
+    time.sleep(0.5)
+    record = check.stop()
+    assert record is not None
+    theirs = facts(record)
+    assert 0.5 / 3600 <= theirs["codecarbon.runtime_h"] < 2 / 3600
+    kwh = theirs["codecarbon.energy_kwh"]
+    assert theirs["codecarbon.emissions_kg"] == pytest.approx(kwh * 0.056, rel=1e-9)
+    parts = [theirs[f"codecarbon.energy_{part}_kwh"] for part in ("cpu", "gpu", "ram")]
+    assert kwh == pytest.approx(sum(parts), rel=1e-9)
+    assert record.country_name == record.country_iso_code == ""
+
+
+def test_settings_of_codecarbon_found_on_the_machine_change_nothing_and_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = measured()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert ignored_settings({"PATH": "/bin"}) == ""
+    plain = spent()
     (tmp_path / ".codecarbon.config").write_text(
         "[codecarbon]\npue=5\nforce_ram_power=900\nforce_cpu_power=900\ncountry_iso_code=POL\n"
     )
     monkeypatch.setenv("CODECARBON_TRACKING_MODE", "process")
-    configured = measured()
+    configured = spent()
     for part in ("energy_ram_kwh", "energy_cpu_kwh"):
-        watts = [getattr(f, part) / f.runtime_h for f in (plain, configured)]
-        assert max(watts) < 3 * min(watts)  # 900 W, or a PUE of 5, would be far above
+        kwh = [plain[part], configured[part]]
+        assert max(kwh) < 3 * min(kwh)  # 900 W, or a PUE of 5, would be far above
+    line = ignored_settings({"CODECARBON_TRACKING_MODE": "process"})
+    assert line.startswith("CODECARBON_TRACKING_MODE, .codecarbon.config: not used")
+
+
+def test_a_stale_lock_of_codecarbons_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    (tmp_path / ".codecarbon.lock").write_text("")
+    assert spent(0.1)["energy_ram_kwh"] > 0
+    assert CrossCheck(56.0, ()).stop() is not None
 
 
 def test_nothing_is_looked_up_over_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,76 +83,62 @@ def test_nothing_is_looked_up_over_the_network(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert measured(0.2).g_per_kwh == 56.039
-
-
-def test_a_block_that_raises_still_leaves_its_footprint() -> None:
-    window = Window()
-    with (
-        pytest.raises(ZeroDivisionError),
-        Meter(CPU, intensity.resolve("56")).measure(window),
-    ):
+    with Meter(Machine(), None, 56.0) as meter:
+        meter.open()
         time.sleep(0.2)
-        _ = 1 / 0
-    assert window.footprint is not None
-    assert window.footprint.energy_kwh > 0
+        measurement, record = meter.close()
+    assert measurement.valid
+    assert record.emissions == pytest.approx(record.energy_consumed * 0.056)
+    assert "Qu" not in str(record)
 
 
-def test_samples_grow_towards_the_footprint_while_a_window_is_open() -> None:
-    window = Window()
-    samples: list[Footprint] = []
-    with Meter(CPU, intensity.resolve("56")).measure(window, samples.append):
-        time.sleep(3)
-    assert window.footprint is not None
-    energies = [sample.energy_kwh for sample in samples]
-    assert len(energies) >= 2
-    assert energies == sorted(energies)
-    assert 0 < energies[0] < energies[-1] <= window.footprint.energy_kwh * (1 + 1e-9)
-    assert window.so_far == samples[-1]
+def test_codecarbons_total_over_a_run_agrees_with_ours() -> None:
+    with Meter(Machine(), None, 56.0) as meter:
+        meter.open()
+        for _ in range(4):
+            with meter.phase("train"):
+                time.sleep(0.4)
+        measurement, _ = meter.close()
+    ours, theirs = measurement.total.energy_ram_kwh, measurement.facts["codecarbon.energy_ram_kwh"]
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert measurement.faults == []
 
 
-def test_a_full_disk_under_the_samples_does_not_touch_the_figure(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def full(_: Footprint) -> None:
-        raise OSError(28, "No space left on device")
-
-    window = Window()
-    with Meter(CPU, intensity.resolve("56")).measure(window, full):
-        time.sleep(1.3)
-    assert window.footprint is not None
-    assert window.footprint.energy_kwh > 0
-    assert "No space left" in caplog.text
-
-
-@pytest.mark.parametrize("method", ["start", "stop"])
-def test_a_tracker_that_fails_in_silence_is_an_error_and_never_zero(
-    method: str, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_codecarbon_does_not_find_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def silent(self: Any) -> None:
         """As CodeCarbon does when it swallows an exception of its own."""
 
-    monkeypatch.setattr(OfflineEmissionsTracker, method, silent)
-    with pytest.raises(MeasurementError, match="CodeCarbon"):
-        measured(0.01)
+    monkeypatch.setattr(OfflineEmissionsTracker, "start", silent)
+    with pytest.raises(MeasurementError, match="neither CPU nor memory"):
+        Machine()
 
 
-def test_a_failing_meter_does_not_hide_why_the_block_failed(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("method", ["start", "stop"])
+def test_a_tracker_that_fails_in_silence_makes_the_run_invalid(
+    method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OfflineEmissionsTracker, "stop", lambda self: None)
-    window = Window()
-    with (
-        pytest.raises(ZeroDivisionError),
-        Meter(CPU, intensity.resolve("56")).measure(window),
-    ):
-        _ = 1 / 0
-    assert window.footprint is None
+    machine = Machine()
+    monkeypatch.setattr(OfflineEmissionsTracker, method, lambda self: None)
+    with Meter(machine, None, 56.0) as meter:
+        meter.open()
+        time.sleep(0.1)
+        measurement, record = meter.close()
+    assert record is None
+    assert measurement.faults == ["CodeCarbon gave no figure to compare with"]
+    assert measurement.total.energy_kwh > 0
 
 
-def test_a_gpu_that_was_trained_on_and_spent_nothing_is_an_error() -> None:
-    with (
-        pytest.raises(MeasurementError, match="no energy of the GPU"),
-        Meter(GPU, intensity.resolve("56")).measure(Window()),
-    ):
-        time.sleep(0.2)
+def test_a_counter_that_may_not_be_read_is_said_with_what_would_help(tmp_path: Path) -> None:
+    assert unreadable_rapl(tmp_path) == ""
+    (tmp_path / "intel-rapl:0").mkdir()
+    counter = tmp_path / "intel-rapl:0" / "energy_uj"
+    counter.write_text("1")
+    assert unreadable_rapl(tmp_path) == ""
+    readable = "green_tune.emissions.os.access"
+    with pytest.MonkeyPatch.context() as patch:  # root may read everything
+        patch.setattr(readable, lambda path, mode: False)
+        line = unreadable_rapl(tmp_path)
+    assert "its energy is modelled" in line
+    assert "sudo chmod a+r" in line

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from green_tune import training
-from green_tune.emissions import Meter
-from green_tune.errors import RunFailed, Stopped, StoreError
+from green_tune.emissions import CrossCheck
+from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
 from green_tune.experiment import run_experiment
+from green_tune.footprint import PHASES, from_csv
 from green_tune.job import Job
+from green_tune.meter import Meter
 from green_tune.tracking import Tracker
 
 MakeJob = Callable[..., Job]
@@ -20,9 +23,11 @@ ROOT = Path(__file__).parents[1]
 def run(job: Job, uri: str) -> str:
     """One experiment in a run of its own; returns the run's id even when it failed."""
     tracker = Tracker(uri)
-    with tracker.run("train", "one") as current:
-        current.set_tags({"id": current.id})
-        run_experiment(job, current, Meter(job.device, job.intensity))
+    with Meter.of(job) as meter:
+        meter.open()
+        with tracker.run("train", "one") as current:
+            current.set_tags({"id": current.id})
+            run_experiment(job, current, meter)
     return current.id
 
 
@@ -81,16 +86,64 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
 ) -> None:
     record = Tracker(store_uri).get(run(make_job(), store_uri))
     text = (ROOT / "docs" / "schema.md").read_text()
-    documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    keys = {key for cell in cells for key in cell.split("`")[1::2]} - ARTIFACTS
+    each_phase = {key for key in keys if key.startswith("<phase>")}
+    documented = keys - each_phase
+    documented |= {key.replace("<phase>", name) for key in each_phase for name in PHASES}
     config = set(make_job().config.to_params())
     written = (record.params.keys() - config) | record.metrics.keys() | record.tags.keys()
     written = {key for key in written if not key.startswith(("mlflow.", "version."))} - {"id"}
-    sweeps_only = {"green_tune.study", "green_tune.trial", "green_tune.front", "trials",
-                   "trials_failed"}  # fmt: skip
-    on_failure = {"green_tune.error"}
-    hub_only = {"base_model_commit"}
-    assert documented - sweeps_only - on_failure - hub_only == written
-    assert documented >= sweeps_only | on_failure | hub_only
+    assert written <= documented
+    assert {key for key in documented - written if not NOT_HERE.match(key)} == set()
+
+
+# What is written by sweeps, failures, hub models, GPUs and pauses alone.
+NOT_HERE = re.compile(
+    r"overhead/|trials|green_tune\.(study|trial|front|error)|base_model_commit|gpu_(power|idle)|"
+    r"paused/|energy_f(aults|lags)"
+)
+ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "trials.json", "front.json",
+             "front.png"}  # fmt: skip
+
+
+def test_a_run_leaves_files_from_which_its_figures_can_be_derived_again(
+    make_job: MakeJob, store_uri: str, tmp_path: Path
+) -> None:
+    job = make_job(country="FRA", pue=1.5)
+    run_id = run(job, store_uri)
+    metrics = Tracker(store_uri).get(run_id).metrics
+    client = MlflowClient(store_uri)
+    segments = from_csv(
+        Path(client.download_artifacts(run_id, "energy.csv", str(tmp_path))).read_text()
+    )
+    for part in ("cpu", "gpu", "ram"):
+        series = sum(getattr(segment, f"energy_{part}_kwh") for segment in segments)
+        assert series == pytest.approx(metrics[f"energy_{part}_kwh"], rel=1e-9)
+    assert metrics["emissions_kg"] == pytest.approx(
+        metrics["energy_kwh"] * 1.5 * job.intensity.g_per_kwh / 1000, rel=1e-12
+    )
+    for name in ("runtime_h", "energy_kwh", "energy_cpu_kwh", "energy_ram_kwh", "emissions_kg"):
+        phases = [metrics[f"{phase}/{name}"] for phase in PHASES if f"{phase}/{name}" in metrics]
+        assert len(phases) >= 5
+        assert sum(phases) == metrics[name]
+    for name in ("emissions.csv", "boamps.json"):
+        text = Path(client.download_artifacts(run_id, name, str(tmp_path))).read_text()
+        assert not re.search("Qu[eé]bec|Canada|United States", text)
+
+
+def test_a_run_whose_figures_cannot_be_trusted_fails_and_keeps_its_result_and_adapter(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrossCheck, "stop", lambda self: None)
+    with pytest.raises(MeasurementError, match="CodeCarbon gave no figure"):
+        run(make_job(), store_uri)
+    (failed,) = MlflowClient(store_uri).search_runs(["0"])
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["energy_valid"] == "false"
+    assert "CodeCarbon" in failed.data.tags["energy_faults"]
+    assert failed.data.metrics["val_loss"] > 0
+    assert MlflowClient(store_uri).list_artifacts(failed.info.run_id, "adapter")
 
 
 @pytest.mark.gpu

@@ -3,35 +3,59 @@ from pathlib import Path
 import pytest
 
 from green_tune import heartbeat
-from green_tune.results import Footprint
+from green_tune.footprint import Basis, Measurement, Segment
+
+BASIS = Basis(
+    g_per_kwh=56.0, pue=1.2, methods={"cpu": "modelled: load", "gpu": "none", "ram": "modelled"}
+)
 
 
-def spent(kwh: float) -> Footprint:
-    methods = {"cpu": "modelled: load", "gpu": "none", "ram": "modelled: size"}
-    return Footprint(
-        runtime_h=0.5, energy_cpu_kwh=kwh, energy_gpu_kwh=0.0, energy_ram_kwh=0.25,
-        g_per_kwh=56.0, methods=methods,
-    )  # fmt: skip
+def segment(second: int, phase: str = "train", kwh: float = 1e-3) -> Segment:
+    return Segment(
+        phase=phase,
+        started_s=1.8e9 + second,
+        runtime_h=1 / 3600,
+        energy_cpu_kwh=kwh,
+        energy_gpu_kwh=0.0,
+        energy_ram_kwh=0.25e-3,
+    )
 
 
-def test_the_last_heartbeat_is_what_a_run_had_spent() -> None:
-    for kwh in (1.0, 2.0, 3.0):
-        heartbeat.beat("run", spent(kwh))
-        heartbeat.beat("another", spent(9.0))
-    assert heartbeat.last("run") == spent(3.0)
+def beaten(run_id: str = "run") -> Measurement:
+    measurement = heartbeat.last(run_id)
+    assert measurement is not None
+    return measurement
 
 
-@pytest.mark.parametrize("kept", range(1, 40, 7))
-def test_a_line_that_was_cut_in_half_gives_way_to_the_one_before(kept: int, state: Path) -> None:
-    heartbeat.beat("run", spent(1.0))
+def test_all_heartbeats_together_are_what_a_run_had_spent() -> None:
+    for second in range(3):
+        heartbeat.beat("run", BASIS, [segment(second)])
+        heartbeat.beat("another", BASIS, [segment(second, kwh=9.0)])
+    assert beaten().total.energy_cpu_kwh == pytest.approx(3e-3)
+    assert beaten().basis == BASIS
+
+
+def test_phases_and_the_time_series_are_kept_and_seconds_become_minutes() -> None:
+    phases = ["setup"] * 5 + ["train"] * 200 + ["eval"]
+    for second, phase in enumerate(phases):
+        heartbeat.beat("run", BASIS, [segment(second, phase)])
+    seconds = {name: round(p.runtime_h * 3600) for name, p in beaten().phases().items()}
+    assert seconds == {"setup": 5, "train": 200, "eval": 1}
+    assert [round(s.runtime_h * 3600) for s in beaten().segments] == [5, 60, 60, 60, 20, 1]
+
+
+@pytest.mark.parametrize("kept", range(1, 240, 17))
+def test_a_line_that_was_cut_in_half_costs_itself_alone(kept: int, state: Path) -> None:
+    heartbeat.beat("run", BASIS, [segment(0)])
     whole = (state / "run.jsonl").read_text()
-    (state / "run.jsonl").write_text(whole + whole[:kept])
-    assert heartbeat.last("run") == spent(1.0)
+    (state / "run.jsonl").write_text(whole + whole[:kept])  # the disk was full, or kill -9
+    heartbeat.beat("run", BASIS, [segment(1)])
+    assert beaten().total.energy_cpu_kwh == pytest.approx(2e-3)
 
 
 def test_a_run_without_heartbeats_and_one_that_is_forgotten_have_none() -> None:
     assert heartbeat.last("run") is None
-    heartbeat.beat("run", spent(1.0))
+    heartbeat.beat("run", BASIS, [segment(0)])
     heartbeat.forget("run")
     heartbeat.forget("run")
     assert heartbeat.last("run") is None

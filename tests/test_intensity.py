@@ -43,7 +43,7 @@ def test_the_world_is_said_to_be_assumed(country: str) -> None:
 
 def test_a_number_is_said_to_be_given() -> None:
     assert resolve("56.5") == Intensity(
-        g_per_kwh=56.5, zone="given", source="given by user", assumed=False
+        g_per_kwh=56.5, zone="given", source="given by user", year="", assumed=False
     )
 
 

@@ -2,12 +2,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from green_tune import intensity, report
+from green_tune import report
 from green_tune.results import RunRecord
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -107,7 +108,7 @@ def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
     assert len(marked(screen)) == 2
     assert "4 trials, 1 of them failed" in screen
     assert "0.013 kWh, 0.0065 kg CO2e (assumed: world average at 475 g/kWh), 2 h" in screen
-    assert "25% of this energy is modelled" in screen
+    assert "25% of this energy is a model" in screen
     assert "failed" in next(line for line in screen.splitlines() if line.startswith("3 "))
     assert "go on with" not in screen
 
@@ -172,17 +173,6 @@ def test_an_empty_selection_is_said_and_is_still_valid_csv_and_json(
     assert ("no runs match" in report.comparison(records)) == (not records)
 
 
-def test_kilograms_are_derived_anew_from_stored_energy_and_nothing_else_changes() -> None:
-    known = report.recomputed(BEST, intensity.resolve("FRA"))
-    assert known.metrics["emissions_kg"] == pytest.approx(0.006 * 0.056039)
-    assert known.metrics["emissions_rate_kg_per_h"] == pytest.approx(0.012 * 0.056039)
-    assert known.metrics["energy_kwh"] == BEST.metrics["energy_kwh"]
-    assert "France at 56.039 g/kWh" in report.comparison([known])
-    assert "assumed" not in report.comparison([known])
-    unmeasured = RunRecord(**{**vars(FAILED), "metrics": {}})
-    assert report.recomputed(unmeasured, intensity.resolve("FRA")) == unmeasured
-
-
 def test_totals_count_failed_runs() -> None:
     assert report.totals(ALL) == pytest.approx(
         {
@@ -193,6 +183,30 @@ def test_totals_count_failed_runs() -> None:
             "trials_failed": 1,
         }
     )
+
+
+def test_totals_hold_what_a_sweep_spent_beside_its_trials() -> None:
+    beside = {"overhead/energy_kwh": 0.013, "overhead/emissions_kg": 0.5, "overhead/runtime_h": 1.0}
+    sessions = [RunRecord(**{**vars(BEST), "metrics": beside})] * 2
+    together = report.totals(ALL, sessions)
+    assert together["energy_kwh"] == pytest.approx(3 * 0.013)
+    assert together["emissions_kg"] == pytest.approx(1.0065)
+    assert together["runtime_h"] == 4.0
+    assert report.overhead_share(ALL, sessions) == pytest.approx(2 / 3)
+    assert "67% of its energy was spent between trials" in report.sweep_summary(
+        ALL, "s", 4, sessions
+    )
+
+
+def test_a_run_says_where_its_energy_went_and_how_much_it_may_have_been_at_the_wall() -> None:
+    parts = {"train/energy_kwh": 0.004, "setup/energy_kwh": 0.002, "save/energy_kwh": 0.0}
+    ends = {"energy_low_kwh": 0.005, "energy_high_kwh": 0.012}
+    known = RunRecord(**{**vars(BEST), "metrics": {**BEST.metrics, **parts, **ends}})
+    known = replace(known, tags={**known.tags, "energy_flags": "paused for 6.0 s; suspended"})
+    screen = report.run_summary(known)
+    assert "train 67%, setup 33%\n" in screen
+    assert "25% of this energy is a model; at the wall 0.005 to 0.012 kWh" in screen
+    assert "note      paused for 6.0 s\nnote      suspended" in screen
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The arithmetic of a footprint, and the front: what nothing else beats."""
+"""The front: what nothing else beats."""
 
 from itertools import pairwise
 
@@ -6,26 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from green_tune.results import Footprint, TrainResult, front
+from green_tune.results import TrainResult, front
 
-MEASURED, MODELLED, NONE = "measured: RAPL counter", "modelled: watts", "none: no GPU was used"
-KWH = st.floats(0, 1e6)
 SMALL = st.integers(0, 5)  # few values, so that ties and equals occur
 POINTS = st.lists(st.tuples(SMALL, SMALL), max_size=20) | st.lists(
     st.tuples(SMALL, SMALL, SMALL), max_size=20
 )
 Point = tuple[int, ...]
-
-
-def footprint(cpu: float, gpu: float, ram: float, runtime_h: float = 2.0) -> Footprint:
-    return Footprint(
-        runtime_h=runtime_h,
-        energy_cpu_kwh=cpu,
-        energy_gpu_kwh=gpu,
-        energy_ram_kwh=ram,
-        g_per_kwh=500.0,
-        methods={"cpu": MEASURED, "gpu": MEASURED if gpu else NONE, "ram": MODELLED},
-    )
 
 
 def beats(one: Point, other: Point) -> bool:
@@ -34,45 +21,6 @@ def beats(one: Point, other: Point) -> bool:
 
 def same(point: Point) -> Point:
     return point
-
-
-def test_a_footprint_adds_up() -> None:
-    found = footprint(1.0, 2.0, 0.5)
-    assert found.energy_kwh == 3.5
-    assert found.emissions_kg == 3.5 * 0.5
-    assert found.emissions_rate_kg_per_h == 3.5 * 0.5 / 2
-    assert found.energy_modelled_share == 0.5 / 3.5
-
-
-@settings(deadline=None)
-@given(KWH, KWH, KWH, st.floats(0, 1e4))
-def test_the_modelled_share_is_a_share_and_nothing_divides_by_zero(
-    cpu: float, gpu: float, ram: float, runtime_h: float
-) -> None:
-    found = footprint(cpu, gpu, ram, runtime_h)
-    assert 0 <= found.energy_modelled_share <= 1
-    assert found.energy_kwh >= max(cpu, gpu, ram)
-    assert (found.emissions_rate_kg_per_h > 0) <= (runtime_h > 0)
-
-
-def test_every_part_that_is_modelled_counts_as_such() -> None:
-    assert footprint(0, 2, 0).energy_modelled_share == 0
-    assert footprint(0, 0, 1e-9).energy_modelled_share == 1
-    assert footprint(0, 0, 0).energy_modelled_share == 0
-
-
-def test_metrics_carry_their_units() -> None:
-    found = footprint(1.0, 2.0, 0.5)
-    assert found.to_metrics() == {
-        "runtime_h": 2.0,
-        "energy_kwh": 3.5,
-        "energy_cpu_kwh": 1.0,
-        "energy_gpu_kwh": 2.0,
-        "energy_ram_kwh": 0.5,
-        "energy_modelled_share": 0.5 / 3.5,
-        "emissions_kg": 1.75,
-        "emissions_rate_kg_per_h": 0.875,
-    }
 
 
 def test_a_result_leaves_the_losses_to_their_curves() -> None:

@@ -1,0 +1,325 @@
+"""The meter: every joule that is spent for a command goes to one account and one phase of it.
+
+It reads its instruments at every edge of a phase, and once a second between edges. Each reading
+ends a segment; phases, totals and the time series are sums of segments, so they agree by
+construction. What an instrument is, `emissions` and `nvml` know; when a figure is to be trusted,
+`gates`.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, Self
+
+from green_tune import emissions, gates, heartbeat
+from green_tune.footprint import Basis, Measurement, Segment, appended
+from green_tune.job import Job
+from green_tune.nvml import GpuEnergy
+from green_tune.presence import Presence, Shares
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+LATE = 3  # intervals without a reading: was the process stopped?
+JUMP_S = 1.0  # of the wall clock, or of the clock that stands still in suspension
+SECONDS_PER_HOUR = 3600
+NO_GPU = "none: no GPU was used"
+
+
+class Clock:
+    """The clocks of this machine, in seconds."""
+
+    monotonic = staticmethod(time.monotonic)  # stands still while the machine is suspended
+    utc = staticmethod(time.time)  # since 1970; somebody may set it
+    worked = staticmethod(time.process_time)  # by all CPUs, for this process
+
+    @staticmethod
+    def since_boot() -> float:
+        """Time since boot, suspension included."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Machine(Protocol):
+    """What reads CPUs and memory; its figures are those of the whole machine."""
+
+    methods: dict[str, str]
+
+    def start(self) -> None:
+        """From now on."""
+
+    def spent(self, seconds: float) -> dict[str, float]:
+        """Energy since the call before, that many seconds ago, in kWh by segment field."""
+
+
+class Account:
+    """What one run spends, or what belongs to none."""
+
+    def __init__(self, check: emissions.CrossCheck | None) -> None:
+        self.check = check
+        self.phase = "setup"  # until the first phase has ended
+        self.segments: list[Segment] = []
+        self.unsaved: list[Segment] = []
+        self.run_id = ""
+        self.emitted_kg = 0.0
+        self.faults: list[str] = []
+        self.remarks: dict[str, float] = {}  # seconds for which each holds
+
+    def add(self, segment: Segment, kg: float) -> None:
+        """Takes a segment in."""
+        self.segments = appended(self.segments, segment)
+        self.unsaved.append(segment)
+        self.emitted_kg += kg
+
+    def remark(self, what: str, seconds: float) -> None:
+        """Notes for how long something holds that a reader of the figures must know."""
+        if seconds:
+            self.remarks[what] = self.remarks.get(what, 0.0) + seconds
+
+    @property
+    def flags(self) -> list[str]:
+        """The remarks as text."""
+        return [f"{what} for {seconds:.1f} s" for what, seconds in self.remarks.items()]
+
+
+class Meter:
+    """Measures from `start` to `stop`; a reading counts for the account that was opened last.
+
+    All readings happen in one thread, one after the other: whatever a signal interrupts in the
+    main thread, no reading is torn.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        gpus: GpuEnergy | None,
+        g_per_kwh: float,
+        pue: float = 1.0,
+        *,
+        clock: Any = Clock,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        methods = machine.methods | (gpus.methods if gpus else {"gpu": NO_GPU})
+        self.basis = Basis(g_per_kwh=g_per_kwh, pue=pue, methods=methods)
+        self._machine = machine
+        self._gpus = gpus
+        self._clock = clock
+        self._interval_s = interval_s
+        self._presence = Presence(gpus.uuids if gpus else (), clock=clock.monotonic)
+        self._accounts: list[Account] = []
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="meter")
+        self._ended = threading.Event()
+        self._writing = threading.Lock()
+        self._warned = False
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """The meter for a job's device; finding the hardware takes 1 to 3 s, not measured yet.
+
+        Raises:
+            MeasurementError: CodeCarbon did not start.
+            HardwareMismatch: the GPU is cut into parts (MIG).
+        """
+        for line in (emissions.ignored_settings(os.environ), emissions.unreadable_rapl()):
+            if line:
+                log.warning(line)
+        gpus = GpuEnergy([job.device]) if job.device.kind == "cuda" else None
+        return cls(emissions.Machine(), gpus, job.intensity.g_per_kwh, job.config.pue)
+
+    def __enter__(self) -> Self:
+        self._presence.enter()
+        self._machine.start()
+        if self._gpus:
+            self._gpus.start()
+        self._last = _Moment.of(self._clock)
+        self._utc_at_boot = self._last.utc - self._last.since_boot
+        self._cpus = 1.0  # that were at work, at the last reading
+        threading.Thread(target=self._read_regularly, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._reader.shutdown()
+        self._presence.leave()
+
+    @property
+    def emitted_kg(self) -> float:
+        """By the current account so far, at the last reading."""
+        return self._accounts[-1].emitted_kg
+
+    def open(self, *, checked: bool = True) -> None:
+        """Opens an account; `checked` ones are compared with CodeCarbon's own total."""
+        check = self._cross_check() if checked else None
+        self._do(lambda: self._accounts.append(Account(check)))
+
+    def keep(self, run_id: str) -> None:
+        """Heartbeats of the current account are this run's; the first has all that was before."""
+        self._accounts[-1].run_id = run_id
+
+    @contextmanager
+    def phase(self, name: str, sync: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Counts a block as a phase of the current account; a phase inside of it is taken out.
+
+        `sync` waits until the device has done what it was given, so that the edge lies where
+        the work ends and not where it was asked for.
+        """
+        account, outer = self._accounts[-1], self._accounts[-1].phase
+        sync()
+        self._switch(account, name)
+        try:
+            yield
+            sync()
+        finally:
+            self._switch(account, "between" if outer == "setup" else outer)
+
+    def close(self) -> tuple[Measurement, Any]:
+        """Closes the current account: what it measured, judged, and CodeCarbon's own record.
+
+        The record is None where CodeCarbon failed, or was not asked.
+        """
+        account = self._accounts[-1]
+        self._do(self._accounts.pop)
+        self._beat(account)  # for the next command, should the store be away
+        record = account.check.stop() if account.check else None
+        measurement = Measurement(
+            segments=account.segments,
+            basis=self.basis,
+            flags=[*account.flags, *self._strangers()],
+            facts=(self._gpus.facts() if self._gpus else {})
+            | (emissions.facts(record) if record else {}),
+        )
+        silent = (
+            ["CodeCarbon gave no figure to compare with"] if account.check and not record else []
+        )
+        faults = [*account.faults, *self._unread(), *silent, *gates.failures(measurement)]
+        return replace(measurement, faults=faults), record
+
+    def read(self) -> None:
+        """Ends a segment now."""
+        self._do(lambda: None)
+
+    def _cross_check(self) -> emissions.CrossCheck:
+        indices = self._gpus.indices if self._gpus else ()
+        return emissions.CrossCheck(self.basis.g_per_kwh, indices)
+
+    def _switch(self, account: Account, phase: str) -> None:
+        self._do(lambda: setattr(account, "phase", phase))
+
+    def _do(self, change: Callable[[], object]) -> None:
+        """Reads, then changes what the next reading counts for."""
+
+        def step() -> None:
+            self._read()
+            change()
+
+        self._reader.submit(step).result()
+
+    def _read_regularly(self) -> None:
+        """The body of a thread; writes to disk outside of the readings, which would wait for it."""
+        while not self._ended.wait(self._interval_s):
+            try:
+                self.read()
+            except RuntimeError:  # shut down since
+                return
+            for account in tuple(self._accounts):
+                self._beat(account)
+
+    def _beat(self, account: Account) -> None:
+        """One heartbeat; what cannot be written stays for the next one."""
+        with self._writing:
+            segments = account.unsaved[:]
+            if not account.run_id or not segments:
+                return
+            try:
+                heartbeat.beat(account.run_id, self.basis, segments)
+            except OSError as error:
+                if not self._warned:
+                    log.warning("what was spent so far could not be written down: %s", error)
+                self._warned = True
+            else:
+                del account.unsaved[: len(segments)]
+
+    def _read(self) -> None:
+        before, now = self._last, _Moment.of(self._clock)
+        self._last = now
+        seconds = now.monotonic - before.monotonic
+        if seconds <= 0 or not self._accounts:
+            return
+        account, shares = self._accounts[-1], self._presence.shares(before.monotonic, now.monotonic)
+        paused = self._was_paused(before, now)
+        segment = Segment(
+            phase="paused" if paused else account.phase,
+            started_s=self._utc_at_boot + before.since_boot,
+            runtime_h=seconds / SECONDS_PER_HOUR,
+            **self._spent(seconds, shares, account),
+        )
+        account.add(segment, self.basis.kg(segment.energy_kwh))
+        self._remark(account, before, now, shares, paused)
+
+    def _spent(self, seconds: float, shares: Shares, account: Account) -> dict[str, float]:
+        """Energy by segment field; a reading that fails is a fault, never a zero unseen."""
+        spent = {"energy_cpu_kwh": 0.0, "energy_gpu_kwh": 0.0, "energy_ram_kwh": 0.0}
+        try:
+            machine = self._machine.spent(seconds)
+            spent |= {name: kwh * shares.machine for name, kwh in machine.items()}
+            if self._gpus:
+                spent |= self._gpus.spent(seconds, shares.gpus)
+                account.faults += self._gpus.faults()
+        except Exception as error:  # whatever the instruments' libraries raise
+            fault = f"a reading failed: {type(error).__name__}: {error}"
+            account.faults += [fault] if fault not in account.faults else []
+        return spent
+
+    def _was_paused(self, before: "_Moment", now: "_Moment") -> bool:
+        """True when nothing ran for long: no reading came, and the process did not work either.
+
+        A library that holds Python's lock keeps readings away as well, but works. One interval
+        of work as before may lie ahead of a pause.
+        """
+        seconds, worked = now.monotonic - before.monotonic, now.worked - before.worked
+        if seconds > LATE * self._interval_s:
+            most = self._cpus * self._interval_s + (seconds - self._interval_s) / 2
+            if worked < most:
+                return True
+        self._cpus = worked / seconds
+        return False
+
+    def _remark(
+        self, account: Account, before: "_Moment", now: "_Moment", shares: Shares, paused: bool
+    ) -> None:
+        seconds = now.monotonic - before.monotonic
+        elapsed = now.since_boot - before.since_boot
+        suspended, jumped = elapsed - seconds, (now.utc - before.utc) - elapsed
+        account.remark("paused", seconds * paused)
+        account.remark(
+            "shared with other measured runs, split equally,", seconds * (shares.others > 0)
+        )
+        account.remark("suspended (not counted)", suspended * (suspended > JUMP_S))
+        account.remark("clock set, time stamps not corrected,", jumped * (abs(jumped) > JUMP_S))
+
+    def _strangers(self) -> list[str]:
+        others = self._gpus.strangers() if self._gpus else 0
+        return (
+            [f"GPU shared with {others} other processes, whose energy is in it"] if others else []
+        )
+
+    def _unread(self) -> list[str]:
+        gpus = self._gpus.unread() if self._gpus else []
+        return [f"{gpu} could no longer be read at the end" for gpu in gpus]
+
+
+class _Moment(NamedTuple):
+    """All clocks at once."""
+
+    monotonic: float
+    utc: float
+    worked: float
+    since_boot: float
+
+    @classmethod
+    def of(cls, clock: Any) -> Self:
+        return cls(clock.monotonic(), clock.utc(), clock.worked(), clock.since_boot())

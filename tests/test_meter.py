@@ -1,0 +1,389 @@
+"""The meter over fakes of constant power: what it counts is what is true, by phase and in all."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from fakes import JOULES_PER_KWH, FakeClock, FakeGpu, FakeMachine, FakeNvml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from green_tune import heartbeat
+from green_tune.errors import Stopped
+from green_tune.footprint import Measurement
+from green_tune.hardware import Device
+from green_tune.meter import Meter
+from green_tune.nvml import GpuEnergy
+
+NEVER_S = 1e6  # of real time: readings come at edges alone, or when a test asks for one
+G_PER_KWH = 400.0
+
+
+def gpu_device(gpu: FakeGpu, index: int = 0) -> Device:
+    return Device(kind="cuda", name=gpu.name, memory_gib=gpu.gib, uuid=gpu.uuid, index=index)
+
+
+@contextmanager
+def running(clock: FakeClock, gpus: GpuEnergy | None = None) -> Iterator[Meter]:
+    """A meter whose account is not compared with CodeCarbon, which knows nothing of fakes."""
+    with pytest.MonkeyPatch.context() as patch:  # one folder of meters for each made-up machine
+        patch.setenv("GREEN_TUNE_METERS", f"{os.environ['GREEN_TUNE_METERS']}-{clock.machine}")
+        meter = Meter(FakeMachine(), gpus, G_PER_KWH, 1.25, clock=clock, interval_s=NEVER_S)
+    with meter:
+        meter.open(checked=False)
+        yield meter
+
+
+def watts(measurement: Measurement, phase: str) -> float:
+    footprint = measurement.phases()[phase]
+    return footprint.energy_kwh * 1000 / footprint.runtime_h
+
+
+# A schedule: seconds that pass, or a phase with a schedule inside, or a signal out of all phases.
+Schedule = list["float | tuple[str, Schedule] | None"]
+PHASE = st.sampled_from(["setup", "train", "eval", "save"])
+SCHEDULE: st.SearchStrategy[Schedule] = st.recursive(
+    st.lists(st.floats(0.001, 500) | st.none(), max_size=4),
+    lambda inner: st.lists(st.floats(0.001, 500) | st.tuples(PHASE, inner) | st.none(), max_size=4),
+    max_leaves=12,
+)
+
+
+def live(
+    meter: Meter, clock: FakeClock, schedule: Schedule, truth: dict[str, float], at: str
+) -> str:
+    """Lives a schedule in phase `at`, notes the true seconds by phase, says which is next."""
+    for step in schedule:
+        if step is None:
+            raise Stopped(15)
+        if isinstance(step, float):
+            clock.pass_(step)
+            truth[at] = truth.get(at, 0.0) + step
+        else:
+            name, inner = step
+            with meter.phase(name):
+                live(meter, clock, inner, truth, name)
+            at = "between" if at == "setup" else at
+    return at
+
+
+@settings(deadline=None, max_examples=300)
+@given(SCHEDULE)
+def test_what_is_counted_is_what_is_true_over_any_phases_nesting_and_signals(
+    schedule: Schedule,
+) -> None:
+    clock, truth = FakeClock(), dict[str, float]()
+    with running(clock) as meter:
+        try:
+            live(meter, clock, schedule, truth, "setup")
+        except Stopped:
+            clock.pass_(0.5)
+        measurement, _ = meter.close()
+    lived = sum(truth.values())
+    if not lived:
+        return
+    counted = {name: part.runtime_h * 3600 for name, part in measurement.phases().items()}
+    for name, seconds in truth.items():
+        assert counted[name] >= seconds * (1 - 1e-9)
+    total = measurement.total
+    seconds = clock.now_s - 1000.0
+    assert total.runtime_h * 3600 == pytest.approx(seconds, rel=1e-9)
+    assert total.energy_kwh == pytest.approx(28 * seconds / JOULES_PER_KWH, rel=1e-9)
+    assert total.emissions_kg == pytest.approx(total.energy_kwh * 1.25 * 0.4, rel=1e-12)
+    assert sum(part.energy_kwh for part in measurement.phases().values()) == total.energy_kwh
+    assert sum(part.emissions_kg for part in measurement.phases().values()) == total.emissions_kg
+
+
+def test_a_phase_inside_of_a_phase_is_taken_out_of_it_and_the_rest_lies_between() -> None:
+    clock = FakeClock()
+    with running(clock) as meter:
+        clock.pass_(1)  # imports
+        with meter.phase("setup"):
+            clock.pass_(2)
+        clock.pass_(0.25)
+        with meter.phase("train"):
+            clock.pass_(10)
+            with meter.phase("eval"):
+                clock.pass_(4)
+            clock.pass_(20)
+        with meter.phase("save"):
+            clock.pass_(0.5)
+        measurement, _ = meter.close()
+    seconds = {name: part.runtime_h * 3600 for name, part in measurement.phases().items()}
+    expected = {"setup": 3, "train": 30, "eval": 4, "save": 0.5, "between": 0.25}
+    assert seconds == pytest.approx(expected)
+    assert list(seconds) == ["setup", "train", "eval", "save", "between"]
+
+
+def test_edges_wait_for_the_device_so_that_work_counts_where_it_was_asked_for() -> None:
+    clock = FakeClock()
+    queued = [0.0, 5.0]  # seconds of work under way at each edge
+
+    def sync() -> None:
+        clock.pass_(queued.pop(0))
+
+    with running(clock) as meter:
+        with meter.phase("train", sync):
+            clock.pass_(1)
+        measurement, _ = meter.close()
+    assert measurement.phases()["train"].runtime_h * 3600 == pytest.approx(6)
+
+
+def test_what_two_accounts_spend_in_turn_belongs_to_one_of_them_each() -> None:
+    clock = FakeClock()
+    with running(clock) as meter:
+        clock.pass_(1)
+        meter.open(checked=False)
+        clock.pass_(10)
+        trial, _ = meter.close()
+        clock.pass_(2)
+        outer, _ = meter.close()
+        clock.pass_(100)  # belongs to nobody
+    assert trial.total.runtime_h * 3600 == pytest.approx(10)
+    assert outer.total.runtime_h * 3600 == pytest.approx(3)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def gpu(clock: FakeClock) -> FakeGpu:
+    return FakeGpu(clock=clock.monotonic)
+
+
+@pytest.fixture
+def measure(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock, gpu: FakeGpu
+) -> Callable[..., Measurement]:
+    """A run on one fake GPU: 20 s of setup at rest, then a training in readings of a second."""
+    FakeNvml(monkeypatch, gpu)
+
+    def run(
+        seconds: int = 120, meanwhile: Callable[[int], None] = lambda second: None
+    ) -> Measurement:
+        with running(clock, GpuEnergy([gpu_device(gpu)])) as meter:
+            gpu.draw(50.0)
+            gpu.utilisation = 0
+            clock.pass_(20)
+            meter.read()
+            gpu.draw(300.0)
+            gpu.utilisation = 100
+            with meter.phase("train"):
+                for second in range(seconds):
+                    meanwhile(second)
+                    clock.pass_(1)
+                    meter.read()
+            return meter.close()[0]
+
+    return run
+
+
+def test_a_gpu_counts_by_its_counter_and_names_its_limit_and_idle_power(
+    measure: Callable[..., Measurement],
+) -> None:
+    measurement = measure()
+    assert measurement.faults == []
+    assert measurement.flags == []
+    assert watts(measurement, "train") == pytest.approx(328, rel=1e-9)
+    assert watts(measurement, "setup") == pytest.approx(78, rel=1e-9)
+    assert measurement.facts == {"gpu_power_limit_w": 400.0, "gpu_idle_w": 50.0}
+    assert measurement.basis.methods["gpu"] == "measured: NVML energy counter"
+
+
+def test_a_gpu_without_a_counter_is_measured_by_its_power_readings(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    gpu.counts = False
+    measurement = measure()
+    assert measurement.valid
+    assert measurement.basis.methods["gpu"].startswith("measured: NVML power readings")
+    assert watts(measurement, "train") == pytest.approx(328, rel=0.01)
+
+
+def at(moment: int, change: Callable[[], None]) -> Callable[[int], None]:
+    return lambda second: change() if second == moment else None
+
+
+def test_a_counter_that_runs_backwards_makes_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    def reload_driver() -> None:
+        gpu.counted_mj = 0.0
+
+    measurement = measure(120, at(60, reload_driver))
+    assert [f for f in measurement.faults if "ran backwards" in f]
+    assert watts(measurement, "train") == pytest.approx(328, rel=0.02)  # by its power meanwhile
+
+
+def test_a_gpu_that_is_lost_in_mid_run_makes_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    measurement = measure(120, at(60, lambda: setattr(gpu, "lost", True)))
+    assert any("could no longer be read at the end" in fault for fault in measurement.faults)
+
+
+def test_a_gpu_that_is_lost_for_a_while_loses_no_joule(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    measurement = measure(120, lambda second: setattr(gpu, "lost", 30 <= second < 40))
+    assert measurement.valid
+    assert watts(measurement, "train") == pytest.approx(328, rel=1e-9)
+
+
+def test_power_above_the_limit_makes_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    gpu.limit_w = 200.0
+    assert any("more than 1.1 x its limit of 200 W" in f for f in measure().faults)
+
+
+def test_an_idle_reading_of_a_busy_gpu_makes_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    measurement = measure(120, lambda second: gpu.draw(55.0))
+    assert any("100% busy in train at" in fault for fault in measurement.faults)
+
+
+def test_a_counter_and_power_readings_that_disagree_make_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    def drift(second: int) -> None:
+        gpu.counted_mj += 60_000
+
+    assert any("power readings" in fault for fault in measure(120, drift).faults)
+
+
+def test_other_processes_on_the_gpu_are_flagged(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    gpu.processes = 3
+    assert measure().flags == ["GPU shared with 2 other processes, whose energy is in it"]
+
+
+def test_two_meters_on_one_machine_and_gpu_count_each_joule_once(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock, gpu: FakeGpu
+) -> None:
+    FakeNvml(monkeypatch, gpu)
+    device = gpu_device(gpu)
+    with running(clock, GpuEnergy([device])) as one:
+        clock.pass_(10)
+        with running(clock, GpuEnergy([device])) as two:
+            clock.pass_(20)
+            first, _ = one.close()
+            second, _ = two.close()
+    for part, power in (("energy_cpu_kwh", 8), ("energy_ram_kwh", 20), ("energy_gpu_kwh", 300)):
+        together = getattr(first.total, part) + getattr(second.total, part)
+        assert together == pytest.approx(power * 30 / JOULES_PER_KWH, rel=1e-9)
+        assert getattr(second.total, part) == pytest.approx(power * 10 / JOULES_PER_KWH, rel=1e-9)
+    assert first.flags == ["shared with other measured runs, split equally, for 30.0 s"]
+
+
+def test_a_pause_is_a_segment_of_its_own(
+    measure: Callable[..., Measurement], clock: FakeClock
+) -> None:
+    def stop_and_continue() -> None:
+        clock.pass_(3 * NEVER_S, cpus=0)
+
+    measurement = measure(30, at(15, stop_and_continue))
+    assert measurement.phases()["paused"].runtime_h * 3600 == pytest.approx(3 * NEVER_S + 1)
+    assert measurement.phases()["train"].runtime_h * 3600 == pytest.approx(29)
+    assert measurement.flags == [f"paused for {3 * NEVER_S + 1:.1f} s"]
+
+
+def test_a_library_that_keeps_readings_away_but_works_is_not_a_pause(
+    measure: Callable[..., Measurement], clock: FakeClock
+) -> None:
+    measurement = measure(30, at(15, lambda: clock.pass_(3 * NEVER_S, cpus=0.9)))
+    assert "paused" not in measurement.phases()
+
+
+def test_a_clock_that_is_set_changes_no_figure_and_is_said(clock: FakeClock) -> None:
+    with running(clock) as meter:
+        clock.pass_(10)
+        meter.read()
+        clock.offset_s -= 7200
+        clock.pass_(10)
+        measurement, _ = meter.close()
+    assert measurement.total.energy_kwh == pytest.approx(28 * 20 / JOULES_PER_KWH)
+    assert [round(s.started_s - 1.8e9 - 1000) for s in measurement.segments] == [0]
+    assert measurement.flags == ["clock set, time stamps not corrected, for -7200.0 s"]
+
+
+def test_a_machine_that_was_suspended_is_not_charged_for_it(clock: FakeClock) -> None:
+    with running(clock) as meter:
+        clock.pass_(10)
+        meter.read()
+        clock.suspended_s += 3600
+        clock.pass_(10)
+        measurement, _ = meter.close()
+    assert measurement.total.runtime_h * 3600 == pytest.approx(20)
+    assert measurement.flags == ["suspended (not counted) for 3600.0 s"]
+
+
+def test_a_reading_that_fails_makes_the_run_invalid_and_stops_nothing(clock: FakeClock) -> None:
+    machine = FakeMachine()
+    with Meter(machine, None, G_PER_KWH, clock=clock, interval_s=NEVER_S) as meter:
+        meter.open(checked=False)
+        clock.pass_(10)
+        meter.read()
+        machine.error = OSError("the sensor is gone")
+        clock.pass_(10)
+        measurement, _ = meter.close()
+    assert measurement.faults == ["a reading failed: OSError: the sensor is gone"]
+    assert measurement.total.energy_kwh == pytest.approx(28 * 10 / JOULES_PER_KWH)
+
+
+def test_heartbeats_hold_all_that_was_spent_and_the_phases() -> None:
+    with Meter(FakeMachine(), None, G_PER_KWH, interval_s=0.05) as meter:
+        meter.open(checked=False)
+        time.sleep(0.2)
+        meter.keep("run")
+        with meter.phase("train"):
+            time.sleep(0.3)
+        measurement, _ = meter.close()
+    beaten = heartbeat.last("run")
+    assert beaten is not None
+    assert beaten.phases() == measurement.phases()
+    assert beaten.basis == measurement.basis
+
+
+def test_a_full_disk_under_the_heartbeats_is_said_once_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, full = heartbeat.beat, [True]
+
+    def beat(*told: object) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        real(*told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(heartbeat, "beat", beat)
+    with Meter(FakeMachine(), None, G_PER_KWH, interval_s=0.05) as meter:
+        meter.open(checked=False)
+        meter.keep("run")
+        time.sleep(0.3)
+        full[0] = False
+        measurement, _ = meter.close()
+    beaten = heartbeat.last("run")
+    assert beaten is not None
+    assert beaten.total == measurement.total
+    assert caplog.text.count("No space left") == 1
+
+
+def test_a_signal_in_the_middle_of_an_edge_tears_no_reading(clock: FakeClock) -> None:
+    with running(clock) as meter:
+        clock.pass_(1)
+
+        def interrupted() -> None:
+            raise Stopped(15)
+
+        with pytest.raises(Stopped), meter.phase("train", interrupted):
+            pass
+        clock.pass_(1)
+        measurement, _ = meter.close()
+    assert math.isclose(measurement.total.runtime_h * 3600, 2)
