@@ -9,7 +9,7 @@ import click
 from entrypoints.options import options_of, run
 from green_tune import space as spaces
 from green_tune.config import SweepConfig, TrainConfig
-from green_tune.errors import RunFailed
+from green_tune.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from green_tune.job import Job
@@ -35,6 +35,11 @@ def _sweep(asked: dict[str, str]) -> None:
     config = SweepConfig.parse({name: text for name, text in asked.items() if name in ours})
     base, space = spaces.split({name: text for name, text in asked.items() if name not in ours})
     job = jobs.prepare(base)
+    if job.rank.world > 1:
+        raise ConfigError(
+            f"a sweep runs in one process, and {job.rank.world} were started together; start it "
+            "without torchrun, or several times with one -P study=NAME"
+        )
     store.check_reachable(store.study_url())
     name = _study_name(config.study, job.source.name, job.task.name, job.device.gpu_type)
     config = replace(config, study=name)

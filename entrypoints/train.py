@@ -1,9 +1,14 @@
 """`mlflow run . -e train`: one LoRA fine-tuning run, measured and tracked."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from entrypoints.options import options_of, run
 from green_tune.config import TrainConfig
+
+if TYPE_CHECKING:
+    from green_tune.job import Job
 
 
 @click.command(help="Fine-tune one LoRA adapter; measure and track it.")
@@ -17,6 +22,10 @@ def _train(asked: dict[str, str]) -> None:
     from green_tune import job as jobs
 
     job = jobs.prepare(TrainConfig.parse(asked))
+
+    if not job.rank.writes:
+        _follow(job)
+        return
 
     from green_tune.meter import Meter
 
@@ -32,6 +41,23 @@ def _train(asked: dict[str, str]) -> None:
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
     click.echo(views.where(tracker.uri, link))
+
+
+def _follow(job: "Job") -> None:
+    """One of several processes that torchrun started: it has no run and no screen of its own."""
+    if not job.rank.measures:
+        from green_tune.experiment import follow
+
+        follow(job, None)
+        return
+
+    from green_tune.meter import Meter
+
+    with Meter.of(job) as meter:
+        meter.open()
+        from green_tune.experiment import follow
+
+        follow(job, meter)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -62,11 +64,27 @@ def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
         run.log_metrics(result.to_metrics(), step=result.steps)
         with phase("save"):
             _save_adapter(tuner, run)
+        training.from_everywhere(None)  # all wait, and are measured, until it is saved
+        together = training.from_everywhere
+    except BaseException:
+        together = _alone
+        raise
     finally:
-        measurement = _close(job, run, meter)
+        measurement = _close(job, run, meter, together)
     if not measurement.valid:
         raise MeasurementError(f"its figures cannot be trusted: {'; '.join(measurement.faults)}")
     return Outcome(result=result, measurement=measurement)
+
+
+def follow(job: Job, meter: Meter | None) -> None:
+    """What the other processes of a distributed run do: train along, and measure their node."""
+    phase = partial(meter.phase, sync=training.synchronize) if meter else training.unmeasured
+    with phase("setup"):
+        tuner = training.load(job)
+    with phase("train"):
+        tuner.fit(lambda progress: None, phase)
+    training.from_everywhere(None)
+    training.from_everywhere(meter.close()[0] if meter else None)
 
 
 def describe(job: Job, run: Run) -> None:
@@ -104,13 +122,20 @@ def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
             )  # fmt: skip
 
 
-def _close(job: Job, run: Run, meter: Meter) -> Measurement:
+def _alone(mine: Measurement) -> list[Measurement | None]:
+    """For a run that failed, whose other processes are gone or will be."""
+    return [mine]
+
+
+def _close(job: Job, run: Run, meter: Meter, together: Callable[[Any], list[Any]]) -> Measurement:
     """Ends the measurement and writes it down: figures, how they are known, and three files."""
     measurement, record = meter.close()
+    measurement = measurement.with_nodes([m for m in together(measurement)[1:] if m])
     run.log_measurement(measurement)
     heartbeat.forget(run.id)
     if record:
         run.log_text(exports.emissions_csv(record), "emissions.csv")
+    if record and measurement.valid:
         report = exports.boamps(job, measurement, record, run.id)
         run.log_text(json.dumps(report, indent=2), "boamps.json")
     return measurement

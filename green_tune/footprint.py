@@ -16,6 +16,7 @@ from typing import Self
 PHASES = ("setup", "train", "eval", "save", "between", "paused")
 OVERHEAD = "overhead/"  # prefix of what a sweep spends beside its trials
 GRAMS_PER_KG = 1000
+CC_RUNTIME = "codecarbon.runtime_h"
 SEGMENT_S = 60.0  # of the time series; a longer stretch of one phase is several
 CLOSE_S = 0.01  # two clocks; ends and starts that are nearer are one moment
 SECONDS_PER_HOUR = 3600
@@ -40,6 +41,7 @@ class Segment:
     """
 
     phase: str
+    node: int = 0  # of several that train together
     started_s: float  # UTC, in seconds since 1970
     runtime_h: float
     energy_cpu_kwh: float
@@ -65,7 +67,8 @@ class Segment:
 
 
 COLUMNS = tuple(spec.name for spec in fields(Segment))
-AMOUNTS = COLUMNS[2:]  # all but the phase and when it began
+NUMBERS = COLUMNS[2:]  # all but the phase and the node
+AMOUNTS = COLUMNS[3:]  # and but when it began
 
 
 def appended(segments: list[Segment], new: Segment) -> list[Segment]:
@@ -97,7 +100,11 @@ def from_csv(text: str) -> list[Segment]:
     if tuple(header) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
         raise ValueError(f"not a table of segments, whose columns are {', '.join(COLUMNS)}")
     return [
-        Segment(phase=row[0], **dict(zip(COLUMNS[1:], map(float, row[1:]), strict=True)))
+        Segment(
+            phase=row[0],
+            node=int(row[1]),
+            **dict(zip(NUMBERS, map(float, row[2:]), strict=True)),
+        )
         for row in rows
     ]
 
@@ -173,6 +180,19 @@ class Measurement:
     faults: Sequence[str] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
+    def with_nodes(self, others: "Sequence[Measurement]") -> "Measurement":
+        """This node's measurement with those of others added: energies add up, hours do not."""
+        segments, flags, faults = list(self.segments), list(self.flags), list(self.faults)
+        facts = dict(self.facts)
+        for number, other in enumerate(others, 1):
+            segments += [replace(segment, node=number) for segment in other.segments]
+            flags += [f"node {number}: {flag}" for flag in other.flags]
+            faults += [f"node {number}: {fault}" for fault in other.faults]
+            if other.basis.methods != self.basis.methods:
+                flags.append(f"node {number} is measured in another way: {other.basis.methods}")
+            facts |= {k: facts.get(k, 0.0) + v for k, v in other.facts.items() if k != CC_RUNTIME}
+        return replace(self, segments=segments, flags=flags, faults=faults, facts=facts)
+
     @property
     def valid(self) -> bool:
         """True when no sanity gate has failed."""
@@ -182,7 +202,8 @@ class Measurement:
         """A footprint for each phase that occurred; they add up to the total to the last digit."""
         names = [name for name in PHASES if any(s.phase == name for s in self.segments)]
         spent = {name: [s for s in self.segments if s.phase == name] for name in names}
-        hours = addable([math.fsum(s.runtime_h for s in spent[name]) for name in names])
+        first = {name: [s for s in spent[name] if s.node == 0] for name in names}
+        hours = addable([math.fsum(s.runtime_h for s in first[name]) for name in names])
         parts = ("energy_cpu_kwh", "energy_gpu_kwh", "energy_ram_kwh")
         sums = [
             math.fsum(getattr(s, part) for s in spent[name]) for name in names for part in parts

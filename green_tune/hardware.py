@@ -136,6 +136,27 @@ def choose(asked: str, gpus: Sequence[Device], cpu: Device) -> Device:
     raise HardwareMismatch(_not_here(asked, gpus, cpu))
 
 
+def choose_for(
+    processes: int, asked: str, gpus: Sequence[Device], cpu: Device
+) -> tuple[Device, ...]:
+    """A device for each process of this node: one CPU for all, or equal GPUs, one for each.
+
+    Raises:
+        ConfigError: the name is not in the table.
+        HardwareMismatch: the named GPU is not in this machine, or not often enough.
+    """
+    first = choose(asked, gpus, cpu)
+    if first.kind == "cpu":
+        return (cpu,) * processes
+    same = [gpu for gpu in gpus if gpu.name == first.name]
+    if len(same) < processes:
+        raise HardwareMismatch(
+            f"{processes} processes were started on this node, which has {len(same)} x "
+            f"{first.name}: start as many as there are GPUs"
+        )
+    return tuple(same[:processes])
+
+
 def _not_here(asked: str, gpus: Sequence[Device], cpu: Device) -> str:
     row = next(gpu for gpu in GPUS if asked in (gpu.name, gpu.family))
     found = "; ".join(str(device) for device in gpus) or f"no GPU, a CPU ({cpu})"

@@ -5,16 +5,18 @@ written. It imports no door but NVML's and, for those who ask for it, the hub's.
 """
 
 import logging
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from green_tune import data, hardware, intensity, models, nvml, store, tasks
+from green_tune import data, hardware, intensity, models, nvml, ranks, store, tasks
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError
 from green_tune.hardware import Device
 from green_tune.intensity import Intensity
 from green_tune.models import Source
+from green_tune.ranks import Rank
 from green_tune.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -53,12 +55,18 @@ class Job:
 
     config: TrainConfig
     plan: Plan
-    device: Device
+    rank: Rank
+    devices: tuple[Device, ...]  # of the processes on this node, in their order
     source: Source
     commit: str  # of a hub model; empty for others
     task: Task
     data: data.Data
     intensity: Intensity
+
+    @property
+    def device(self) -> Device:
+        """The device of this process."""
+        return self.devices[self.rank.local]
 
     def with_config(self, config: TrainConfig) -> "Job":
         """The same job with other hyperparameters: a trial of a sweep."""
@@ -74,8 +82,9 @@ def prepare(config: TrainConfig) -> Job:
     task = tasks.resolve(config.task)
     zone = intensity.resolve(config.country)
     source = models.resolve(config.model)
-    device = hardware.choose(config.gpu, nvml.find_gpus(), _cpu())
-    plan = make_plan(config, device)
+    rank = ranks.this()
+    devices = hardware.choose_for(rank.here, config.gpu, nvml.find_gpus(), _cpu())
+    plan = make_plan(config, devices[rank.local], rank.world)
     store.check_reachable(store.tracking_uri())
     examples = data.load(
         task,
@@ -86,7 +95,8 @@ def prepare(config: TrainConfig) -> Job:
     return Job(
         config=config,
         plan=plan,
-        device=device,
+        rank=rank,
+        devices=devices,
         source=source,
         commit=_commit(source, config.revision),
         task=task,
@@ -95,11 +105,12 @@ def prepare(config: TrainConfig) -> Job:
     )
 
 
-def make_plan(config: TrainConfig, device: Device) -> Plan:
+def make_plan(config: TrainConfig, device: Device, processes: int = 1) -> Plan:
     """What the device makes of the config.
 
     Raises:
-        ConfigError: the asked precision would be emulated or is not supported there.
+        ConfigError: the asked precision would be emulated or is not supported there, or the
+            examples of a step cannot be shared equally by that many processes.
     """
     precision, reason = _precision(config, device)
     reasons = [reason, "attention sdpa: runs everywhere"]
@@ -108,13 +119,26 @@ def make_plan(config: TrainConfig, device: Device) -> Plan:
         micro = 1
         reasons.append("micro-batch 1: this GPU is not in the table, its limits are not known")
         log.warning("%s is not in the table of GPUs: running with safe settings", device.name)
+    mine = _share(config.batch_size * config.accumulation_steps, processes)
+    if processes > 1:
+        micro = math.gcd(micro, mine)
+        reasons.append(f"{mine} examples of each step in each of {processes} processes")
     return Plan(
         precision=precision,
         attention="sdpa",
         micro_batch_size=micro,
-        accumulation=config.accumulation_steps * config.batch_size // micro,
+        accumulation=mine // micro,
         reasons=tuple(reasons),
     )
+
+
+def _share(examples: int, processes: int) -> int:
+    if examples % processes:
+        raise ConfigError(
+            f"batch_size x accumulation_steps = {examples} examples of a step cannot be shared "
+            f"equally by {processes} processes; take a multiple of {processes}"
+        )
+    return examples // processes
 
 
 def _precision(config: TrainConfig, device: Device) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def adapted_model(job: Job) -> tuple[PeftModel, Any]:
         ModelError: the base model cannot be loaded, or cannot take the adapter.
         OutOfMemory: it does not fit.
     """
-    device = _open(job.device)
+    device = _open(job)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
@@ -42,26 +42,28 @@ def adapted_model(job: Job) -> tuple[PeftModel, Any]:
         return _adapted(job, base).to(device), tokenizer
 
 
-def _open(device: Device) -> torch.device:
-    """The torch device, with every other GPU hidden from torch so that none is used unasked."""
+def _open(job: Job) -> torch.device:
+    """The torch device, with every GPU hidden from torch that is not asked for."""
+    device = job.device
     if device.kind == "cpu":
         return torch.device("cpu")
-    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid  # the numbers of NVML and CUDA may differ
+    uuids = [gpu.uuid for gpu in job.devices]  # the numbers of NVML and CUDA may differ
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
     if not torch.cuda.is_available():
         raise HardwareMismatch(
             f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
             "or train on the CPU with gpu=cpu"
         )
-    _check_same(device)
+    _check_same(device, job.rank.local)
     gc.collect()  # the model of the trial before, which is caught in reference cycles
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return torch.device("cuda")
+    return torch.device("cuda", job.rank.local)
 
 
-def _check_same(device: Device) -> None:
+def _check_same(device: Device, index: int) -> None:
     """The GPU that torch uses must be the one that is measured."""
-    uuid = str(torch.cuda.get_device_properties(0).uuid)
+    uuid = str(torch.cuda.get_device_properties(index).uuid)
     if uuid.removeprefix("GPU-") != device.uuid.removeprefix("GPU-"):
         raise HardwareMismatch(
             f"torch uses another GPU ({uuid}) than the one that is measured ({device.uuid}): set "

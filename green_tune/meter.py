@@ -118,7 +118,7 @@ class Meter:
 
     @classmethod
     def of(cls, job: Job) -> Self:
-        """The meter for a job's device; finding the hardware takes 1 to 3 s, not measured yet.
+        """The meter for a job's node; finding the hardware takes 1 to 3 s, not measured yet.
 
         Raises:
             MeasurementError: CodeCarbon did not start.
@@ -127,7 +127,7 @@ class Meter:
         for line in (emissions.ignored_settings(os.environ), emissions.unreadable_rapl()):
             if line:
                 log.warning(line)
-        gpus = GpuEnergy([job.device]) if job.device.kind == "cuda" else None
+        gpus = GpuEnergy(job.devices) if job.device.kind == "cuda" else None
         return cls(emissions.Machine(), gpus, job.intensity.g_per_kwh, job.config.pue)
 
     def __enter__(self) -> Self:
@@ -260,9 +260,13 @@ class Meter:
         account.add(segment, self.basis.kg(segment.energy_kwh))
         self._remark(account, before, now, shares, paused)
 
-    def _spent(self, seconds: float, shares: Shares, account: Account) -> dict[str, float]:
+    def _spent(self, seconds: float, shares: Shares, account: Account) -> dict[str, Any]:
         """Energy by segment field; a reading that fails is a fault, never a zero unseen."""
-        spent = {"energy_cpu_kwh": 0.0, "energy_gpu_kwh": 0.0, "energy_ram_kwh": 0.0}
+        spent: dict[str, Any] = {
+            "energy_cpu_kwh": 0.0,
+            "energy_gpu_kwh": 0.0,
+            "energy_ram_kwh": 0.0,
+        }
         try:
             machine = self._machine.spent(seconds)
             spent |= {name: kwh * shares.machine for name, kwh in machine.items()}

@@ -4,8 +4,13 @@ It decides and checks addresses, with the standard library only, so that a serve
 is noticed at once. `tracking` and `sweep` open what it names.
 """
 
+import fcntl
+import hashlib
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,6 +60,22 @@ def check_reachable(url: str) -> None:
         tracking = setting == "MLFLOW_TRACKING_URI"
         what = "a folder, which MLflow 3 no longer accepts" if tracking else "no database"
         raise StoreError(f"{url} is {what}; use sqlite:///FILE, a server's URL, or unset {setting}")
+
+
+@contextmanager
+def made_by_one(url: str) -> Iterator[None]:
+    """A block that only one process of this user is in at a time, for an SQLite file.
+
+    MLflow and Optuna make their tables when they first open it, and two that do so at once
+    break each other.
+    """
+    if not url.startswith("sqlite"):
+        yield
+        return
+    name = f"green-tune-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock"
+    with (Path(tempfile.gettempdir()) / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, or by the process's death
+        yield
 
 
 def _hide(url: str) -> str:

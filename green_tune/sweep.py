@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from green_tune import stop, worker
+from green_tune import stop, store, worker
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed, StoreError
 from green_tune.job import Job
@@ -51,12 +51,13 @@ def open_study(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.S
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(
-            storage=url,
-            study_name=sweep.study,
-            directions=["minimize"] * len(OBJECTIVES),
-            load_if_exists=True,
-        )
+        with store.made_by_one(url):
+            study = optuna.create_study(
+                storage=url,
+                study_name=sweep.study,
+                directions=["minimize"] * len(OBJECTIVES),
+                load_if_exists=True,
+            )
     except Exception as error:  # SQLAlchemy's and the drivers' errors share no base
         reason = str(error).strip().split("\n")[0]
         raise StoreError(f"the study's storage cannot be used: {reason}") from error

@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune import heartbeat, worker
+from green_tune import heartbeat, store, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.footprint import OVERHEAD, Measurement, to_csv
 from green_tune.results import RunRecord
@@ -214,7 +214,7 @@ class Tracker:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        with _named():
+        with _named(), store.made_by_one(uri):
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
             self._close_dead()

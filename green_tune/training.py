@@ -64,6 +64,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def from_everywhere(mine: Any) -> list[Any]:
+    """What each of the processes that train together hands in, in their order."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [mine]
+    found = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
 def load(job: Job) -> "FineTuner":
     """The job's base model with a fresh adapter, and its data in tokens.
 
@@ -122,7 +131,8 @@ class FineTuner:
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
         plan = self._job.plan
-        micro_batches = math.ceil(len(self.train) / plan.micro_batch_size)
+        at_once = plan.micro_batch_size * self._job.rank.world
+        micro_batches = math.ceil(len(self.train) / at_once)
         return math.ceil(micro_batches / plan.accumulation) * self._job.config.epochs
 
     def validate(self) -> "Validation":
@@ -135,12 +145,13 @@ class FineTuner:
         total = 0.0
         by_length = sorted(self.validation, key=lambda e: len(e["input_ids"]))
         collator = _Collator(self._pad_id)
-        size = self._job.plan.micro_batch_size
+        size, rank = self._job.plan.micro_batch_size, self._job.rank
         with torch.inference_mode(), named_out_of_memory(self._job):
-            for start in range(0, len(by_length), size):
+            for start in range(size * rank.number, len(by_length), size * rank.world):
                 batch = collator(by_length[start : start + size])
                 total += self._summed_loss({k: v.to(self._model.device) for k, v in batch.items()})
         self._model.train()
+        total = sum(from_everywhere(total))
         labels = sum(example["labelled"] for example in self.validation)
         text_bytes = sum(example["completion_bytes"] for example in self.validation)
         return Validation(loss=total / labels, bits_per_byte=total / math.log(2) / text_bytes)
@@ -172,7 +183,7 @@ class FineTuner:
             start_val_loss=first.loss,
             train_loss=watcher.train_loss,
             steps=self.steps,
-            train_tokens=collator.tokens,
+            train_tokens=sum(from_everywhere(collator.tokens)),
             trainable_parameters=self._model.num_parameters(only_trainable=True),
             memory_peak_gib=peak / GIB,
         )
@@ -330,6 +341,7 @@ def _arguments(job: Job, folder: str, steps: int) -> TrainingArguments:
         bf16=plan.precision == "bf16",
         fp16=plan.precision == "fp16",
         use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,  # every adapter takes part in every step
         dataloader_pin_memory=on_gpu,
         train_sampling_strategy="group_by_length",  # a third less padding than batches by chance
         seed=config.seed,

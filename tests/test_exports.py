@@ -232,7 +232,7 @@ def test_a_run_on_the_cpu_names_no_gpu_of_the_machine(make_job: MakeJob) -> None
 
 
 def test_the_gpu_is_the_one_that_was_trained_on_with_our_share_of_it(make_job: MakeJob) -> None:
-    made = report(replace(make_job(), device=GPU), measured(gpu=0.1))
+    made = report(replace(make_job(), devices=(GPU,)), measured(gpu=0.1))
     gpu = components(made)["gpu"]
     assert gpu["componentName"] == "Tesla T4"
     assert (gpu["nbComponent"], gpu["memorySize"], gpu["share"]) == (1, 15, 0.5)

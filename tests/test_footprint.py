@@ -3,6 +3,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ PARTS = ("energy_cpu_kwh", "energy_gpu_kwh", "energy_ram_kwh")
 FIGURES = ("runtime_h", *PARTS, "emissions_kg")
 
 
-def segment(phase: str = "train", hours: float = 1.0, **amounts: float) -> Segment:
+def segment(phase: str = "train", hours: float = 1.0, **amounts: Any) -> Segment:
     kwh = dict.fromkeys(PARTS, 0.0) | amounts
     return Segment(phase=phase, started_s=1.8e9, runtime_h=hours, **kwh)
 
@@ -131,6 +132,19 @@ def test_segments_read_back_from_csv_are_equal(written: list[Segment]) -> None:
     assert len(text.splitlines()) == len(written) + 1
 
 
+def test_several_nodes_add_their_energies_and_not_their_hours() -> None:
+    here = spent(segment("train", 2.0, energy_cpu_kwh=1.0), segment("save", 1.0))
+    there = spent(segment("train", 2.5, energy_cpu_kwh=3.0, energy_gpu_kwh=0.5))
+    there = replace(there, flags=["paused"], faults=["lost"], facts={"codecarbon.energy_kwh": 4.0})
+    together = here.with_nodes([there])
+    assert together.total.runtime_h == 3.0
+    assert together.total.energy_cpu_kwh == 4.0
+    assert together.total.energy_gpu_kwh == 0.5
+    assert (together.flags, together.faults) == (["node 1: paused"], ["node 1: lost"])
+    assert together.facts["codecarbon.energy_kwh"] == 4.0
+    assert here.with_nodes([]).phases() == here.phases()
+
+
 def test_another_table_is_no_table_of_segments() -> None:
     with pytest.raises(ValueError, match="not a table of segments, whose columns are phase"):
         from_csv("step,loss\n1,2.5\n")
@@ -142,7 +156,7 @@ def test_another_table_is_no_table_of_segments() -> None:
 def test_joined_segments_add_up(one: Segment, later: Segment) -> None:
     both = one.joined(replace(later, phase=one.phase))
     assert (both.phase, both.started_s) == (one.phase, one.started_s)
-    for name in COLUMNS[2:]:
+    for name in AMOUNTS:
         assert getattr(both, name) == getattr(one, name) + getattr(later, name)
     assert math.isclose(both.energy_kwh, one.energy_kwh + later.energy_kwh, rel_tol=1e-12)
 

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,11 +18,11 @@ DRAWN_W = {"setup": 60.0, "train": 250.0, "eval": 200.0}
 
 
 def segment(
-    phase: str, seconds: float, gpu_w: float, busy: float = 0.95, **changed: float
+    phase: str, seconds: float, gpu_w: float, busy: float = 0.95, **changed: Any
 ) -> Segment:
     hours = seconds / 3600
     gpu_kwh = gpu_w * hours / 1000
-    amounts = {
+    amounts: dict[str, Any] = {
         "runtime_h": hours, "energy_cpu_kwh": 0.05 * hours, "energy_gpu_kwh": gpu_kwh,
         "energy_ram_kwh": 0.01 * hours, "gpu_counted_kwh": gpu_kwh, "gpu_sampled_kwh": gpu_kwh,
         "gpu_busy_h": busy * hours,

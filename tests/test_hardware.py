@@ -3,7 +3,7 @@
 import pytest
 
 from green_tune.errors import ConfigError, HardwareMismatch
-from green_tune.hardware import GPUS, Device, Gpu, choose, identify
+from green_tune.hardware import GPUS, Device, Gpu, choose, choose_for, identify
 
 CPU = Device(kind="cpu", name="Xeon, 2 threads", memory_gib=8)
 DRIVER_NAMES = {
@@ -130,3 +130,12 @@ def test_an_unknown_gpu_is_refused_with_the_table() -> None:
     line = str(caught.value)
     assert line.startswith("gpu=k80 is unknown; known: auto, cpu, t4, l4, ")
     assert all(row.name in line for row in GPUS)
+
+
+def test_each_process_of_a_node_gets_a_gpu_of_its_own_and_all_the_same_cpu() -> None:
+    two = [gpu("Tesla T4"), gpu("NVIDIA L4"), gpu("Tesla T4")]
+    assert choose_for(2, "t4", two, CPU) == (two[0], two[2])
+    assert choose_for(1, "auto", two, CPU) == (two[0],)
+    assert choose_for(3, "cpu", two, CPU) == (CPU, CPU, CPU)
+    with pytest.raises(HardwareMismatch, match=r"3 processes .* has 2 x Tesla T4"):
+        choose_for(3, "t4", two, CPU)

@@ -103,6 +103,21 @@ def test_a_step_takes_the_examples_that_were_asked_for(
     assert plan.micro_batch_size == (1 if device is UNKNOWN else batch)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(2, 9))
+def test_several_processes_share_a_step_equally_or_not_at_all(
+    batch: int, accumulation: int, processes: int
+) -> None:
+    asked = TrainConfig(batch_size=batch, accumulation_steps=accumulation)
+    if batch * accumulation % processes:
+        with pytest.raises(ConfigError, match=f"take a multiple of {processes}"):
+            job.make_plan(asked, T4, processes)
+        return
+    plan = job.make_plan(asked, T4, processes)
+    assert plan.micro_batch_size * plan.accumulation * processes == batch * accumulation
+    assert plan.micro_batch_size <= batch
+
+
 def test_an_unknown_gpu_is_warned_about_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
     plan = job.make_plan(TrainConfig(), UNKNOWN)
     assert "NVIDIA GeForce GTX 1080 is not in the table of GPUs" in caplog.text
