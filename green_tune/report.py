@@ -45,8 +45,15 @@ FIGURES = (
     "energy_gpu_kwh",
     "energy_ram_kwh",
     "energy_modelled_share",
+    "energy_low_kwh",
+    "energy_high_kwh",
+    "emissions_low_kg",
+    "emissions_high_kg",
 )
-TAGS = ("device", "data_digest", "intensity_g_per_kwh", "intensity_assumed")
+TAGS = (
+    *("device", "data_digest", "intensity_g_per_kwh", "intensity_zone", "intensity_assumed"),
+    *("pue", "energy_valid", "energy_flags"),
+)
 COLUMNS = (  # what a reader wants first stands first: the MLflow UI shows six
     *("trial", "front", *FIGURES[:1], "emissions_kg", "runtime_h", "energy_kwh"),
     *HYPERPARAMETERS,
@@ -241,8 +248,14 @@ def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
 
 
 def _footnotes(records: Sequence[RunRecord]) -> list[str]:
-    share = modelled(records)
-    return [*_starred(records), *([share] if share else [])]
+    return [line for line in (*_starred(records), modelled(records), _flagged(records)) if line]
+
+
+def _flagged(records: Sequence[RunRecord]) -> str:
+    """Which runs' figures need a second look, and where it is written why."""
+    flagged = [_name(record) for record in records if record.tags.get("energy_flags")]
+    named = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")  # noqa: PLR2004
+    return f"paused, shared or set clock (tag energy_flags): {named}" if flagged else ""
 
 
 def _starred(records: Sequence[RunRecord]) -> list[str]:
@@ -269,21 +282,29 @@ def overhead_share(records: Sequence[RunRecord], overheads: Sequence[RunRecord])
 def cost(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> str:
     """The totals in one line, with where the carbon intensity is from."""
     spent = totals(records, overheads)
+    without = [r for r in records if "energy_kwh" in r.metrics and "emissions_kg" not in r.metrics]
+    but = f", without {len(without)} runs that have no figure" if without else ""
     return (
         f"{spent['energy_kwh']:.3g} kWh, {spent['emissions_kg']:.3g} kg CO2e "
-        f"({intensities(records)}), {spent['runtime_h']:.3g} h"
+        f"({intensities(records)}{but}), {spent['runtime_h']:.3g} h"
     )
 
 
 def intensities(records: Sequence[RunRecord]) -> str:
     """The carbon intensities behind the figures, and whether they were assumed."""
-    notes = {
-        f"{'assumed: ' if record.tags.get('intensity_assumed') == 'true' else ''}"
-        f"{record.tags['intensity_zone']} at {record.tags['intensity_g_per_kwh']} g/kWh"
-        for record in records
-        if "intensity_zone" in record.tags
-    }
-    return "; ".join(sorted(notes)) or "no intensity"
+    found: dict[str, set[float]] = defaultdict(set)
+    for record in records:
+        if "intensity_zone" in record.tags:
+            assumed = "assumed: " * (record.tags.get("intensity_assumed") == "true")
+            grams = float(record.tags["intensity_g_per_kwh"])
+            found[assumed + record.tags["intensity_zone"]].add(grams)
+    notes = [f"{zone} at {_range(grams)} g/kWh" for zone, grams in sorted(found.items())]
+    return "; ".join(notes) or "no intensity"
+
+
+def _range(numbers: set[float]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def modelled(records: Sequence[RunRecord]) -> str:

@@ -185,6 +185,29 @@ def test_totals_count_failed_runs() -> None:
     )
 
 
+def test_intensities_of_many_hours_are_a_range_and_runs_without_a_figure_are_counted() -> None:
+    hourly = [
+        RunRecord(**{**vars(BEST), "tags": {**BEST.tags, "intensity_g_per_kwh": grams,
+                     "intensity_zone": "FR", "intensity_assumed": "false"}})
+        for grams in ("56.5", "31", "40")
+    ]  # fmt: skip
+    assert report.intensities([*hourly, BEST]) == (
+        "FR at 31 to 56.5 g/kWh; assumed: world average at 475 g/kWh"
+    )
+    energy = {"energy_kwh": 1.0, "runtime_h": 1.0}
+    unknown = RunRecord(**{**vars(BEST), "metrics": energy, "tags": {}})
+    assert "g/kWh, without 1 runs that have no figure)" in report.cost([*hourly, unknown])
+    assert report.runs_table([unknown])
+
+
+def test_flagged_runs_are_named_below_the_table_and_in_every_row() -> None:
+    paused = replace(CHEAP, tags={**CHEAP.tags, "energy_flags": "paused for 6.0 s"})
+    screen = report.sweep_summary([BEST, paused], "s", 2)
+    assert "paused, shared or set clock (tag energy_flags): #1\n" in screen
+    assert "energy_flags" not in report.sweep_summary(ALL, "s", 4)
+    assert report.rows([paused])[0]["energy_flags"] == "paused for 6.0 s"
+
+
 def test_totals_hold_what_a_sweep_spent_beside_its_trials() -> None:
     beside = {"overhead/energy_kwh": 0.013, "overhead/emissions_kg": 0.5, "overhead/runtime_h": 1.0}
     sessions = [RunRecord(**{**vars(BEST), "metrics": beside})] * 2
