@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from green_tune import __version__, exports, heartbeat, training
+from green_tune import __version__, exports, heartbeat, nvml, training
 from green_tune.errors import MeasurementError, StoreError
 from green_tune.footprint import Measurement
 from green_tune.job import Job
@@ -105,6 +105,7 @@ def describe(job: Job, run: Run) -> None:
 def _versions() -> dict[str, str]:
     """The versions of what shapes a result."""
     versions = {f"version.{name}": metadata.version(name) for name in LIBRARIES}
+    versions |= {f"version.{name}": text for name, text in nvml.versions().items()}
     return versions | {
         "version.green_tune": __version__,
         "version.python": platform.python_version(),

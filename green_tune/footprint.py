@@ -153,8 +153,8 @@ class Basis:
     """
 
     g_per_kwh: float
-    methods: Mapping[str, str]
     pue: float = 1.0
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     def kg(self, energy_kwh: float) -> float:
         """Energy x PUE x carbon intensity, in kg CO2e."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from green_tune import emissions, gates, heartbeat
@@ -29,6 +30,9 @@ LATE = 3  # intervals without a reading: was the process stopped?
 JUMP_S = 1.0  # of the wall clock, or of the clock that stands still in suspension
 SECONDS_PER_HOUR = 3600
 NO_GPU = "none: no GPU was used"
+SHARED = "shared with other measured runs, split equally,"
+STAT = Path("/proc/stat")
+OTHERS = 0.1  # of the CPUs, used by other programs, is said
 
 
 class Clock:
@@ -37,6 +41,15 @@ class Clock:
     monotonic = staticmethod(time.monotonic)  # stands still while the machine is suspended
     utc = staticmethod(time.time)  # since 1970; somebody may set it
     worked = staticmethod(time.process_time)  # by all CPUs, for this process
+
+    @staticmethod
+    def busy() -> float:
+        """By all CPUs, for all processes; nothing where Linux does not say."""
+        if not STAT.exists():
+            return 0.0
+        text = STAT.read_text().split("\n", 1)[0]
+        user, nice, system, _idle, _wait, irq, softirq = map(int, text.split()[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
     @staticmethod
     def since_boot() -> float:
@@ -59,8 +72,9 @@ class Machine(Protocol):
 class Account:
     """What one run spends, or what belongs to none."""
 
-    def __init__(self, check: emissions.CrossCheck | None) -> None:
+    def __init__(self, check: emissions.CrossCheck | None, others_s: float) -> None:
         self.check = check
+        self.others_s = others_s  # that other programs had used of the CPUs, at the start
         self.phase = "setup"  # until the first phase has ended
         self.segments: list[Segment] = []
         self.unsaved: list[Segment] = []
@@ -97,16 +111,17 @@ class Meter:
         self,
         machine: Machine,
         gpus: GpuEnergy | None,
-        g_per_kwh: float,
-        pue: float = 1.0,
+        basis: Basis,
         *,
+        alone: bool = True,
         clock: Any = Clock,
         interval_s: float = INTERVAL_S,
     ) -> None:
         methods = machine.methods | (gpus.methods if gpus else {"gpu": NO_GPU})
-        self.basis = Basis(g_per_kwh=g_per_kwh, pue=pue, methods=methods)
+        self.basis = replace(basis, methods=methods)
         self._machine = machine
         self._gpus = gpus
+        self._alone = alone  # else other processes of this node are this run's as well
         self._clock = clock
         self._interval_s = interval_s
         self._presence = Presence(gpus.uuids if gpus else (), clock=clock.monotonic)
@@ -128,7 +143,9 @@ class Meter:
             if line:
                 log.warning(line)
         gpus = GpuEnergy(job.devices) if job.device.kind == "cuda" else None
-        return cls(emissions.Machine(), gpus, job.intensity.g_per_kwh, job.config.pue)
+        alone = job.rank.here == 1
+        basis = Basis(g_per_kwh=job.intensity.g_per_kwh, pue=job.config.pue)
+        return cls(emissions.Machine(), gpus, basis, alone=alone)
 
     def __enter__(self) -> Self:
         self._presence.enter()
@@ -154,7 +171,7 @@ class Meter:
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""
         check = self._cross_check() if checked else None
-        self._do(lambda: self._accounts.append(Account(check)))
+        self._do(lambda: self._accounts.append(Account(check, self._others_s())))
 
     def keep(self, run_id: str) -> None:
         """Heartbeats of the current account are this run's; the first has all that was before."""
@@ -188,7 +205,7 @@ class Meter:
         measurement = Measurement(
             segments=account.segments,
             basis=self.basis,
-            flags=[*account.flags, *self._strangers()],
+            flags=[*account.flags, *self._other_programs(account), *self._strangers()],
             facts=(self._gpus.facts() if self._gpus else {})
             | (emissions.facts(record) if record else {}),
         )
@@ -299,11 +316,21 @@ class Meter:
         elapsed = now.since_boot - before.since_boot
         suspended, jumped = elapsed - seconds, (now.utc - before.utc) - elapsed
         account.remark("paused", seconds * paused)
-        account.remark(
-            "shared with other measured runs, split equally,", seconds * (shares.others > 0)
-        )
+        account.remark(SHARED, seconds * (shares.others > 0))
         account.remark("suspended (not counted)", suspended * (suspended > JUMP_S))
         account.remark("clock set, time stamps not corrected,", jumped * (abs(jumped) > JUMP_S))
+
+    def _others_s(self) -> float:
+        """CPU seconds of all other programs, since the machine was started."""
+        return float(self._clock.busy() - self._clock.worked())
+
+    def _other_programs(self, account: Account) -> list[str]:
+        used_s = self._others_s() - account.others_s
+        hours = sum(segment.runtime_h for segment in account.segments)
+        share = used_s / (hours * SECONDS_PER_HOUR * (os.cpu_count() or 1)) if hours else 0.0
+        if share <= OTHERS or SHARED in account.remarks or not self._alone:
+            return []
+        return [f"other programs used {share:.0%} of the CPUs, and their energy is in it"]
 
     def _strangers(self) -> list[str]:
         others = self._gpus.strangers() if self._gpus else 0
@@ -326,4 +353,4 @@ class _Moment(NamedTuple):
 
     @classmethod
     def of(cls, clock: Any) -> Self:
-        return cls(clock.monotonic(), clock.utc(), clock.worked(), clock.since_boot())
+        return cls(*(getattr(clock, name)() for name in cls._fields))

@@ -87,6 +87,17 @@ def _names(entry: str, gpu: Device) -> bool:
     return entry.startswith("GPU-") and gpu.uuid.startswith(entry)
 
 
+def versions() -> dict[str, str]:
+    """Of the driver and of NVML, which both have a say in what is measured; empty without them."""
+    with _session() as there:
+        if not there:
+            return {}
+        return {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "nvml": pynvml.nvmlSystemGetNVMLVersion(),
+        }
+
+
 class GpuEnergy:
     """The energy of whole GPUs, each by its own counter or, before Volta, its power readings.
 

@@ -20,11 +20,12 @@ class FakeClock:
         self.now_s = 1000.0
         self.suspended_s = 0.0
         self.offset_s = 1.8e9
-        self.worked_s = 0.0
+        self.worked_s = self.busy_s = 0.0
 
-    def pass_(self, seconds: float, cpus: float = 1.0) -> None:
+    def pass_(self, seconds: float, cpus: float = 1.0, others: float = 0.0) -> None:
         self.now_s += seconds
         self.worked_s += cpus * seconds
+        self.busy_s += (cpus + others) * seconds
 
     def monotonic(self) -> float:
         return self.now_s
@@ -37,6 +38,9 @@ class FakeClock:
 
     def worked(self) -> float:
         return self.worked_s
+
+    def busy(self) -> float:
+        return self.busy_s
 
 
 class FakeMachine:

@@ -8,6 +8,7 @@ from codecarbon import OfflineEmissionsTracker
 
 from green_tune.emissions import CrossCheck, Machine, facts, ignored_settings, unreadable_rapl
 from green_tune.errors import MeasurementError
+from green_tune.footprint import Basis
 from green_tune.meter import Meter
 
 
@@ -83,7 +84,7 @@ def test_nothing_is_looked_up_over_the_network(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with Meter(Machine(), None, 56.0) as meter:
+    with Meter(Machine(), None, Basis(g_per_kwh=56.0)) as meter:
         meter.open()
         time.sleep(0.2)
         measurement, record = meter.close()
@@ -93,7 +94,7 @@ def test_nothing_is_looked_up_over_the_network(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_codecarbons_total_over_a_run_agrees_with_ours() -> None:
-    with Meter(Machine(), None, 56.0) as meter:
+    with Meter(Machine(), None, Basis(g_per_kwh=56.0)) as meter:
         meter.open()
         for _ in range(4):
             with meter.phase("train"):
@@ -121,7 +122,7 @@ def test_a_tracker_that_fails_in_silence_makes_the_run_invalid(
 ) -> None:
     machine = Machine()
     monkeypatch.setattr(OfflineEmissionsTracker, method, lambda self: None)
-    with Meter(machine, None, 56.0) as meter:
+    with Meter(machine, None, Basis(g_per_kwh=56.0)) as meter:
         meter.open()
         time.sleep(0.1)
         measurement, record = meter.close()

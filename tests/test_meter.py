@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from fakes import JOULES_PER_KWH, FakeClock, FakeGpu, FakeMachine, FakeNvml
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from green_tune import heartbeat
 from green_tune.errors import Stopped
-from green_tune.footprint import Measurement
+from green_tune.footprint import Basis, Measurement
 from green_tune.hardware import Device
 from green_tune.meter import Meter
 from green_tune.nvml import GpuEnergy
@@ -31,7 +31,13 @@ def running(clock: FakeClock, gpus: GpuEnergy | None = None) -> Iterator[Meter]:
     """A meter whose account is not compared with CodeCarbon, which knows nothing of fakes."""
     with pytest.MonkeyPatch.context() as patch:  # one folder of meters for each made-up machine
         patch.setenv("GREEN_TUNE_METERS", f"{os.environ['GREEN_TUNE_METERS']}-{clock.machine}")
-        meter = Meter(FakeMachine(), gpus, G_PER_KWH, 1.25, clock=clock, interval_s=NEVER_S)
+        meter = Meter(
+            FakeMachine(),
+            gpus,
+            Basis(g_per_kwh=G_PER_KWH, pue=1.25),
+            clock=clock,
+            interval_s=NEVER_S,
+        )
     with meter:
         meter.open(checked=False)
         yield meter
@@ -42,12 +48,18 @@ def watts(measurement: Measurement, phase: str) -> float:
     return footprint.energy_kwh * 1000 / footprint.runtime_h
 
 
-# A schedule: seconds that pass, or a phase with a schedule inside, or a signal out of all phases.
-Schedule = list["float | tuple[str, Schedule] | None"]
+class Pause(float):
+    """Seconds for which the process is stopped from outside."""
+
+
+# A schedule: seconds that pass, a pause, a signal, or a phase with a schedule inside.
+Schedule = list["float | Pause | tuple[str, Schedule] | None"]
+SECONDS = st.floats(0.001, 500)
+PAUSE = st.floats(4 * NEVER_S, 9 * NEVER_S).map(Pause)
 PHASE = st.sampled_from(["setup", "train", "eval", "save"])
 SCHEDULE: st.SearchStrategy[Schedule] = st.recursive(
-    st.lists(st.floats(0.001, 500) | st.none(), max_size=4),
-    lambda inner: st.lists(st.floats(0.001, 500) | st.tuples(PHASE, inner) | st.none(), max_size=4),
+    st.lists(SECONDS | PAUSE | st.none(), max_size=4),
+    lambda inner: st.lists(SECONDS | PAUSE | st.tuples(PHASE, inner) | st.none(), max_size=4),
     max_leaves=12,
 )
 
@@ -60,8 +72,12 @@ def live(
         if step is None:
             raise Stopped(15)
         if isinstance(step, float):
-            clock.pass_(step)
-            truth[at] = truth.get(at, 0.0) + step
+            stopped = isinstance(step, Pause)
+            meter.read()  # the reading that came in the second before
+            clock.pass_(step, cpus=not stopped)
+            meter.read()
+            name = "paused" if stopped else at
+            truth[name] = truth.get(name, 0.0) + step
         else:
             name, inner = step
             with meter.phase(name):
@@ -72,26 +88,19 @@ def live(
 
 @settings(deadline=None, max_examples=300)
 @given(SCHEDULE)
-def test_what_is_counted_is_what_is_true_over_any_phases_nesting_and_signals(
+def test_what_is_counted_is_what_is_true_over_any_phases_pauses_nesting_and_signals(
     schedule: Schedule,
 ) -> None:
     clock, truth = FakeClock(), dict[str, float]()
     with running(clock) as meter:
-        try:
+        with suppress(Stopped):
             live(meter, clock, schedule, truth, "setup")
-        except Stopped:
-            clock.pass_(0.5)
         measurement, _ = meter.close()
-    lived = sum(truth.values())
-    if not lived:
-        return
+    total, lived = measurement.total, sum(truth.values())
     counted = {name: part.runtime_h * 3600 for name, part in measurement.phases().items()}
-    for name, seconds in truth.items():
-        assert counted[name] >= seconds * (1 - 1e-9)
-    total = measurement.total
-    seconds = clock.now_s - 1000.0
-    assert total.runtime_h * 3600 == pytest.approx(seconds, rel=1e-9)
-    assert total.energy_kwh == pytest.approx(28 * seconds / JOULES_PER_KWH, rel=1e-9)
+    assert counted == pytest.approx(truth, rel=1e-9, abs=1e-13 * lived)
+    assert total.runtime_h * 3600 == pytest.approx(lived, rel=1e-9)
+    assert total.energy_kwh == pytest.approx(28 * lived / JOULES_PER_KWH, rel=1e-9)
     assert total.emissions_kg == pytest.approx(total.energy_kwh * 1.25 * 0.4, rel=1e-12)
     assert sum(part.energy_kwh for part in measurement.phases().values()) == total.energy_kwh
     assert sum(part.emissions_kg for part in measurement.phases().values()) == total.emissions_kg
@@ -302,6 +311,15 @@ def test_a_library_that_keeps_readings_away_but_works_is_not_a_pause(
     assert "paused" not in measurement.phases()
 
 
+def test_other_programs_that_use_the_cpus_are_flagged_with_their_share(clock: FakeClock) -> None:
+    cpus = os.cpu_count() or 1
+    for share, flags in ((0.09, []), (0.4, ["other programs used 40% of the CPUs"])):
+        with running(clock) as meter:
+            clock.pass_(10, others=share * cpus)
+            measurement, _ = meter.close()
+        assert [flag.partition(", and")[0] for flag in measurement.flags] == flags
+
+
 def test_a_clock_that_is_set_changes_no_figure_and_is_said(clock: FakeClock) -> None:
     with running(clock) as meter:
         clock.pass_(10)
@@ -327,7 +345,7 @@ def test_a_machine_that_was_suspended_is_not_charged_for_it(clock: FakeClock) ->
 
 def test_a_reading_that_fails_makes_the_run_invalid_and_stops_nothing(clock: FakeClock) -> None:
     machine = FakeMachine()
-    with Meter(machine, None, G_PER_KWH, clock=clock, interval_s=NEVER_S) as meter:
+    with Meter(machine, None, Basis(g_per_kwh=G_PER_KWH), clock=clock, interval_s=NEVER_S) as meter:
         meter.open(checked=False)
         clock.pass_(10)
         meter.read()
@@ -339,7 +357,7 @@ def test_a_reading_that_fails_makes_the_run_invalid_and_stops_nothing(clock: Fak
 
 
 def test_heartbeats_hold_all_that_was_spent_and_the_phases() -> None:
-    with Meter(FakeMachine(), None, G_PER_KWH, interval_s=0.05) as meter:
+    with Meter(FakeMachine(), None, Basis(g_per_kwh=G_PER_KWH), interval_s=0.05) as meter:
         meter.open(checked=False)
         time.sleep(0.2)
         meter.keep("run")
@@ -363,7 +381,7 @@ def test_a_full_disk_under_the_heartbeats_is_said_once_and_loses_nothing(
         real(*told)  # type: ignore[arg-type]
 
     monkeypatch.setattr(heartbeat, "beat", beat)
-    with Meter(FakeMachine(), None, G_PER_KWH, interval_s=0.05) as meter:
+    with Meter(FakeMachine(), None, Basis(g_per_kwh=G_PER_KWH), interval_s=0.05) as meter:
         meter.open(checked=False)
         meter.keep("run")
         time.sleep(0.3)
