@@ -9,15 +9,14 @@ construction. What an instrument is, `emissions` and `nvml` know; when a figure 
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from green_tune import emissions, gates, heartbeat
+from green_tune.clock import Clock, Watch
 from green_tune.footprint import Basis, Measurement, Segment, appended
 from green_tune.job import Job
 from green_tune.nvml import GpuEnergy
@@ -26,35 +25,10 @@ from green_tune.presence import Presence, Shares
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-LATE = 3  # intervals without a reading: was the process stopped?
-JUMP_S = 1.0  # of the wall clock, or of the clock that stands still in suspension
 SECONDS_PER_HOUR = 3600
 NO_GPU = "none: no GPU was used"
 SHARED = "shared with other measured runs, split equally,"
-STAT = Path("/proc/stat")
 OTHERS = 0.1  # of the CPUs, used by other programs, is said
-
-
-class Clock:
-    """The clocks of this machine, in seconds."""
-
-    monotonic = staticmethod(time.monotonic)  # stands still while the machine is suspended
-    utc = staticmethod(time.time)  # since 1970; somebody may set it
-    worked = staticmethod(time.process_time)  # by all CPUs, for this process
-
-    @staticmethod
-    def busy() -> float:
-        """By all CPUs, for all processes; nothing where Linux does not say."""
-        if not STAT.exists():
-            return 0.0
-        text = STAT.read_text().split("\n", 1)[0]
-        user, nice, system, _idle, _wait, irq, softirq = map(int, text.split()[1:8])
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-    @staticmethod
-    def since_boot() -> float:
-        """Time since boot, suspension included."""
-        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Machine(Protocol):
@@ -101,7 +75,7 @@ class Account:
 
 
 class Meter:
-    """Measures from `start` to `stop`; a reading counts for the account that was opened last.
+    """Measures inside of a with block; a reading counts for the account that was opened last.
 
     All readings happen in one thread, one after the other: whatever a signal interrupts in the
     main thread, no reading is torn.
@@ -122,9 +96,12 @@ class Meter:
         self._machine = machine
         self._gpus = gpus
         self._alone = alone  # else other processes of this node are this run's as well
-        self._clock = clock
+        self._watch = Watch(clock, interval_s)
         self._interval_s = interval_s
         self._presence = Presence(gpus.uuids if gpus else (), clock=clock.monotonic)
+        self._nobody = Account(
+            None, 0.0
+        )  # what is read before the first account and after the last
         self._accounts: list[Account] = []
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._ended = threading.Event()
@@ -152,9 +129,7 @@ class Meter:
         self._machine.start()
         if self._gpus:
             self._gpus.start()
-        self._last = _Moment.of(self._clock)
-        self._utc_at_boot = self._last.utc - self._last.since_boot
-        self._cpus = 1.0  # that were at work, at the last reading
+        self._watch.stretch()
         threading.Thread(target=self._read_regularly, daemon=True).start()
         return self
 
@@ -171,7 +146,7 @@ class Meter:
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""
         check = self._cross_check() if checked else None
-        self._do(lambda: self._accounts.append(Account(check, self._others_s())))
+        self._do(lambda: self._accounts.append(Account(check, self._watch.others_s())))
 
     def keep(self, run_id: str) -> None:
         """Heartbeats of the current account are this run's; the first has all that was before."""
@@ -261,21 +236,22 @@ class Meter:
                 del account.unsaved[: len(segments)]
 
     def _read(self) -> None:
-        before, now = self._last, _Moment.of(self._clock)
-        self._last = now
-        seconds = now.monotonic - before.monotonic
-        if seconds <= 0 or not self._accounts:
+        stretch = self._watch.stretch()
+        if not stretch.seconds:
             return
-        account, shares = self._accounts[-1], self._presence.shares(before.monotonic, now.monotonic)
-        paused = self._was_paused(before, now)
+        account = self._accounts[-1] if self._accounts else self._nobody
+        shares = self._presence.shares(stretch.start_s, stretch.end_s)
         segment = Segment(
-            phase="paused" if paused else account.phase,
-            started_s=self._utc_at_boot + before.since_boot,
-            runtime_h=seconds / SECONDS_PER_HOUR,
-            **self._spent(seconds, shares, account),
+            phase="paused" if stretch.paused else account.phase,
+            started_s=stretch.started_s,
+            runtime_h=stretch.seconds / SECONDS_PER_HOUR,
+            **self._spent(stretch.seconds, shares, account),
         )
         account.add(segment, self.basis.kg(segment.energy_kwh))
-        self._remark(account, before, now, shares, paused)
+        account.remark("paused", stretch.seconds * stretch.paused)
+        account.remark(SHARED, stretch.seconds * (shares.others > 0))
+        account.remark("suspended (not counted)", stretch.suspended_s)
+        account.remark("clock set, time stamps not corrected,", stretch.jumped_s)
 
     def _spent(self, seconds: float, shares: Shares, account: Account) -> dict[str, Any]:
         """Energy by segment field; a reading that fails is a fault, never a zero unseen."""
@@ -295,37 +271,8 @@ class Meter:
             account.faults += [fault] if fault not in account.faults else []
         return spent
 
-    def _was_paused(self, before: "_Moment", now: "_Moment") -> bool:
-        """True when nothing ran for long: no reading came, and the process did not work either.
-
-        A library that holds Python's lock keeps readings away as well, but works. One interval
-        of work as before may lie ahead of a pause.
-        """
-        seconds, worked = now.monotonic - before.monotonic, now.worked - before.worked
-        if seconds > LATE * self._interval_s:
-            most = self._cpus * self._interval_s + (seconds - self._interval_s) / 2
-            if worked < most:
-                return True
-        self._cpus = worked / seconds
-        return False
-
-    def _remark(
-        self, account: Account, before: "_Moment", now: "_Moment", shares: Shares, paused: bool
-    ) -> None:
-        seconds = now.monotonic - before.monotonic
-        elapsed = now.since_boot - before.since_boot
-        suspended, jumped = elapsed - seconds, (now.utc - before.utc) - elapsed
-        account.remark("paused", seconds * paused)
-        account.remark(SHARED, seconds * (shares.others > 0))
-        account.remark("suspended (not counted)", suspended * (suspended > JUMP_S))
-        account.remark("clock set, time stamps not corrected,", jumped * (abs(jumped) > JUMP_S))
-
-    def _others_s(self) -> float:
-        """CPU seconds of all other programs, since the machine was started."""
-        return float(self._clock.busy() - self._clock.worked())
-
     def _other_programs(self, account: Account) -> list[str]:
-        used_s = self._others_s() - account.others_s
+        used_s = self._watch.others_s() - account.others_s
         hours = sum(segment.runtime_h for segment in account.segments)
         share = used_s / (hours * SECONDS_PER_HOUR * (os.cpu_count() or 1)) if hours else 0.0
         if share <= OTHERS or SHARED in account.remarks or not self._alone:
@@ -341,16 +288,3 @@ class Meter:
     def _unread(self) -> list[str]:
         gpus = self._gpus.unread() if self._gpus else []
         return [f"{gpu} could no longer be read at the end" for gpu in gpus]
-
-
-class _Moment(NamedTuple):
-    """All clocks at once."""
-
-    monotonic: float
-    utc: float
-    worked: float
-    since_boot: float
-
-    @classmethod
-    def of(cls, clock: Any) -> Self:
-        return cls(*(getattr(clock, name)() for name in cls._fields))
