@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from green_tune.clock import Clock, Watch
 
+ROOT = Path(__file__).parents[1]
 WATCHED = """
 import sys, time
 from green_tune.clock import Clock, Watch
@@ -42,7 +44,12 @@ def test_stretches_follow_one_another_without_a_gap_and_carry_utc() -> None:
 
 
 def test_a_stopped_process_notices_that_it_was() -> None:
-    process = subprocess.Popen([sys.executable, "-c", WATCHED], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
