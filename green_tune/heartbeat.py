@@ -7,6 +7,7 @@ before the next is measured. The file is gone once the run has its own figures.
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def last(run_id: str) -> Measurement | None:
 
 
 def forget(run_id: str) -> None:
-    """Removes the heartbeats of a run whose figures are in the store."""
-    _path(run_id).unlink(missing_ok=True)
+    """Removes the heartbeats of a run whose figures are in the store, if there are any."""
+    with suppress(OSError):  # where none could be written, as was said then
+        _path(run_id).unlink(missing_ok=True)
 
 
 def _beats(run_id: str) -> Iterator[dict[str, Any]]:

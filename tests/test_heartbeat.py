@@ -61,6 +61,16 @@ def test_a_run_without_heartbeats_and_one_that_is_forgotten_have_none() -> None:
     assert heartbeat.last("run") is None
 
 
+def test_where_nothing_can_be_written_nothing_has_to_be_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/full")
+    with pytest.raises(OSError, match="heartbeats|/dev/full"):
+        heartbeat.beat("run", BASIS, [segment(0)])
+    heartbeat.forget("run")
+    assert heartbeat.last("run") is None
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state" / "green-tune" / "heartbeats"
