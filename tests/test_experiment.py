@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import training
+from green_tune import nvml, training
 from green_tune.emissions import CrossCheck
 from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
 from green_tune.experiment import run_experiment
@@ -157,4 +157,11 @@ def test_a_gpu_is_trained_on_and_its_energy_counted(
     assert record.metrics["energy_gpu_kwh"] > 0
     assert record.metrics["memory_peak_gib"] > 0
     assert record.metrics["val_loss"] < record.metrics["start_val_loss"] - 1
-    assert record.tags["energy_gpu_method"].startswith("measured")
+    assert record.tags["energy_gpu_method"] == nvml.COUNTER
+    assert record.tags["energy_valid"] == "true"
+    assert record.metrics["train/energy_gpu_kwh"] > record.metrics["save/energy_gpu_kwh"]
+    assert record.metrics["codecarbon.energy_gpu_kwh"] == pytest.approx(
+        record.metrics["energy_gpu_kwh"], rel=0.05
+    )
+    watts = record.metrics["train/energy_gpu_kwh"] * 1000 / record.metrics["train/runtime_h"]
+    assert 0 < watts < 1.1 * record.metrics["gpu_power_limit_w"]
