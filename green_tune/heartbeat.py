@@ -4,30 +4,36 @@ One file for each run that is under way, in the user's state folder: lines of JS
 before the next is measured. The file is gone once the run has its own figures.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from green_tune.footprint import Basis, Measurement, Segment, appended
+from green_tune.footprint import COLUMNS, Basis, Measurement, Segment, appended
 
 
 def beat(run_id: str, basis: Basis, segments: Sequence[Segment]) -> None:
-    """Writes down what the run has spent since the heartbeat before.
+    """Writes down what the run has spent since the heartbeat before; all of it or nothing.
 
     Raises:
         OSError: the disk is full or the folder not writable.
     """
     path = _path(run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beat = {"basis": asdict(basis), "segments": [asdict(segment) for segment in segments]}
-    with path.open("a") as file:
-        file.write("\n" + json.dumps(beat))  # the break first: a line cut by a full disk ends here
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        head = {} if size else {"basis": asdict(basis)}
+        line = json.dumps(head | {"segments": [_row(segment) for segment in segments]}) + "\n"
+        try:
+            _write(file, line.encode())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def last(run_id: str) -> Measurement | None:
@@ -35,9 +41,9 @@ def last(run_id: str) -> Measurement | None:
     segments: list[Segment] = []
     basis = None
     for known in _beats(run_id):
-        basis = Basis(**known["basis"])
-        for segment in known["segments"]:
-            segments = appended(segments, Segment(**segment))
+        basis = Basis(**known["basis"]) if "basis" in known else basis
+        for row in known["segments"]:
+            segments = appended(segments, Segment(**dict(zip(COLUMNS, row, strict=True))))
     return Measurement(segments=segments, basis=basis) if basis else None
 
 
@@ -47,13 +53,23 @@ def forget(run_id: str) -> None:
         _path(run_id).unlink(missing_ok=True)
 
 
+def _write(file: FileIO, data: bytes) -> None:
+    if file.write(data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(file.fileno())
+
+
 def _beats(run_id: str) -> Iterator[dict[str, Any]]:
     path = _path(run_id)
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:  # blank, or cut in half by a kill
+        except json.JSONDecodeError:  # cut in half by a kill
             continue
+
+
+def _row(segment: Segment) -> list[Any]:
+    return [getattr(segment, name) for name in COLUMNS]
 
 
 def _path(run_id: str) -> Path:

@@ -1,0 +1,1 @@
+"""Scripts that measure ratios against a named baseline, both in one run; results per machine."""
