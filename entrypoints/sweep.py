@@ -57,7 +57,7 @@ def _study(
     from green_tune import heartbeat, report, store, views
     from green_tune.experiment import describe, run_experiment
     from green_tune.footprint import OVERHEAD
-    from green_tune.sweep import Objectives, open_study, run_sweep
+    from green_tune.sweep import Objectives, missing, open_study, run_sweep
     from green_tune.tracking import STUDY, TRIAL, Query, Run, Tracker
 
     name = config.study
@@ -86,7 +86,7 @@ def _study(
         parent.log_table(report.rows(records), "trials.json")
         parent.log_table(report.rows(front), "front.json")
         parent.log_figure(report.front_figure(records, name), "front.png")
-        click.echo(report.sweep_summary(records, name, config.trials, overheads))
+        click.echo(report.sweep_summary(records, name, missing(study, config.trials), overheads))
         click.echo(views.where(tracker.uri, link))
 
     with tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent:

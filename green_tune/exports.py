@@ -67,7 +67,7 @@ def boamps(
 
 
 def _header(measurement: Measurement, report_id: str) -> form.BoAmpsHeader:
-    ended_s = max(s.started_s + s.runtime_h * SECONDS_PER_HOUR for s in measurement.segments)
+    ended_s = max(segment.ended_s for segment in measurement.segments)
     return form.BoAmpsHeader(
         report_id=report_id, report_datetime=_utc(ended_s), report_status="draft"
     )

@@ -60,6 +60,11 @@ class Segment:
         """The sum of the three parts."""
         return self.energy_cpu_kwh + self.energy_gpu_kwh + self.energy_ram_kwh
 
+    @property
+    def ended_s(self) -> float:
+        """UTC, in seconds since 1970."""
+        return self.started_s + self.runtime_h * SECONDS_PER_HOUR
+
     def joined(self, later: "Segment") -> "Segment":
         """This segment and a later one of the same phase as one."""
         sums = {name: getattr(self, name) + getattr(later, name) for name in AMOUNTS}
@@ -79,9 +84,8 @@ def appended(segments: list[Segment], new: Segment) -> list[Segment]:
 
 
 def _continues(last: Segment, new: Segment) -> bool:
-    end_s = last.started_s + last.runtime_h * SECONDS_PER_HOUR
     short = new.started_s - last.started_s < SEGMENT_S
-    return new.phase == last.phase and short and abs(new.started_s - end_s) < CLOSE_S
+    return new.phase == last.phase and short and abs(new.started_s - last.ended_s) < CLOSE_S
 
 
 def to_csv(segments: Sequence[Segment]) -> str:

@@ -6,6 +6,7 @@ before the next is measured. The file is gone once the run has its own figures.
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,9 +17,19 @@ from typing import Any
 
 from green_tune.footprint import COLUMNS, Basis, Measurement, Segment, appended
 
+log = logging.getLogger(__name__)
 
-def beat(run_id: str, basis: Basis, segments: Sequence[Segment]) -> None:
+
+def beat(
+    run_id: str,
+    basis: Basis,
+    segments: Sequence[Segment],
+    flags: Sequence[str] = (),
+    faults: Sequence[str] = (),
+) -> None:
     """Writes down what the run has spent since the heartbeat before; all of it or nothing.
+
+    `flags` and `faults` are all that are known so far.
 
     Raises:
         OSError: the disk is full or the folder not writable.
@@ -28,7 +39,9 @@ def beat(run_id: str, basis: Basis, segments: Sequence[Segment]) -> None:
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         head = {} if size else {"basis": asdict(basis)}
-        line = json.dumps(head | {"segments": [_row(segment) for segment in segments]}) + "\n"
+        known = {"flags": list(flags), "faults": list(faults)}
+        rows = {"segments": [_row(segment) for segment in segments]}
+        line = json.dumps(head | rows | {name: said for name, said in known.items() if said}) + "\n"
         try:
             _write(file, line.encode())
         except OSError:
@@ -37,14 +50,13 @@ def beat(run_id: str, basis: Basis, segments: Sequence[Segment]) -> None:
 
 
 def last(run_id: str) -> Measurement | None:
-    """What the run had spent at its last heartbeat; None where it had none."""
-    segments: list[Segment] = []
-    basis = None
-    for known in _beats(run_id):
-        basis = Basis(**known["basis"]) if "basis" in known else basis
-        for row in known["segments"]:
-            segments = appended(segments, Segment(**dict(zip(COLUMNS, row, strict=True))))
-    return Measurement(segments=segments, basis=basis) if basis else None
+    """What the run had spent at its last heartbeat; None where it had none that can be read."""
+    beats = list(_beats(run_id))
+    try:
+        return _measurement(beats) if beats else None
+    except (KeyError, TypeError, ValueError) as error:  # of another version of green-tune
+        log.warning("the heartbeats of run %s cannot be read: %s", run_id, error)
+        return None
 
 
 def forget(run_id: str) -> None:
@@ -66,6 +78,19 @@ def _beats(run_id: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:  # cut in half by a kill
             continue
+
+
+def _measurement(beats: Sequence[dict[str, Any]]) -> Measurement:
+    segments: list[Segment] = []
+    for beat in beats:
+        for row in beat["segments"]:
+            segments = appended(segments, Segment(**dict(zip(COLUMNS, row, strict=True))))
+    return Measurement(
+        segments=segments,
+        basis=Basis(**beats[0]["basis"]),
+        flags=beats[-1].get("flags", []),
+        faults=beats[-1].get("faults", []),
+    )
 
 
 def _row(segment: Segment) -> list[Any]:

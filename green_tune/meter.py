@@ -71,7 +71,7 @@ class Account:
     @property
     def flags(self) -> list[str]:
         """The remarks as text."""
-        return [f"{what} for {seconds:.1f} s" for what, seconds in self.remarks.items()]
+        return [f"{what} for {seconds:.1f} s" for what, seconds in list(self.remarks.items())]
 
 
 class Meter:
@@ -149,8 +149,13 @@ class Meter:
         self._do(lambda: self._accounts.append(Account(check, self._watch.others_s())))
 
     def keep(self, run_id: str) -> None:
-        """Heartbeats of the current account are this run's; the first has all that was before."""
+        """Heartbeats of the current account are this run's; the first has all that was before.
+
+        It is written at once: it holds the seconds of the imports.
+        """
+        self.read()
         self._accounts[-1].run_id = run_id
+        self._beat(self._accounts[-1])
 
     @contextmanager
     def phase(self, name: str, sync: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -227,7 +232,7 @@ class Meter:
             if not account.run_id or not segments:
                 return
             try:
-                heartbeat.beat(account.run_id, self.basis, segments)
+                heartbeat.beat(account.run_id, self.basis, segments, account.flags, account.faults)
             except OSError as error:
                 if not self._warned:
                     log.warning("what was spent so far could not be written down: %s", error)

@@ -201,7 +201,7 @@ def trial_line(record: RunRecord) -> str:
 def sweep_summary(
     records: Sequence[RunRecord],
     study: str,
-    asked: int,
+    missing: int,
     overheads: Sequence[RunRecord] = (),
     width: int = 80,
 ) -> str:
@@ -210,10 +210,10 @@ def sweep_summary(
     `overheads` are the study's own runs, one for each time that it was started.
     """
     failed = sum(record.status in ENDED_BADLY for record in records)
-    resume = [f"Stopped before {asked} trials; go on with -P study={study}"]
+    resume = [f"Stopped {missing} trials before the end; go on with -P study={study}"]
     lines = [
         f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
-        *(resume if len(records) < asked else []),
+        *(resume if missing else []),
         trials_table(records, width),
         f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
         *_footnotes(records),

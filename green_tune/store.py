@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -76,6 +76,22 @@ def made_by_one(url: str) -> Iterator[None]:
     with (Path(tempfile.gettempdir()) / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, or by the process's death
         yield
+
+
+def make_whole(url: str, make: Callable[[str], object]) -> None:
+    """Makes an SQLite file that is not there yet under another name first.
+
+    A process that is killed while MLflow makes its tables leaves half of them, which it never
+    opens again.
+    """
+    path = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or path.exists():
+        return
+    draft = path.with_name(f"{path.name}.new")
+    for left in (draft, draft.with_name(f"{draft.name}-journal")):
+        left.unlink(missing_ok=True)
+    make(f"sqlite:///{draft}")
+    draft.replace(path)
 
 
 def _hide(url: str) -> str:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 OBJECTIVES = ("val_loss", "emissions_kg")
 START_TRIALS = 5  # Optuna's own default of 10 would make a sweep of 10 a random search
 WORKER = "worker"
+UNNAMED = timedelta(minutes=1)  # far longer than a trial is without its worker
 TAKEN = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)  # the last by other workers
 
 Space = Mapping[str, Dimension]
@@ -79,7 +81,7 @@ def run_sweep(
     A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
     study and the sweep goes on; anything else ends the sweep.
     """
-    while len(study.get_trials(deepcopy=False, states=TAKEN)) < trials:
+    while missing(study, trials):
         stop.check()
         trial = study.ask()
         trial.set_user_attr(WORKER, worker.this())
@@ -94,6 +96,11 @@ def run_sweep(
             raise
         else:
             study.tell(trial, [objectives.val_loss, objectives.emissions_kg])
+
+
+def missing(study: optuna.Study, trials: int) -> int:
+    """How many trials the study lacks, those of other workers and failed ones taken as there."""
+    return max(0, trials - len(study.get_trials(deepcopy=False, states=TAKEN)))
 
 
 def _identity(job: Job, space: Space) -> dict[str, str]:
@@ -120,8 +127,16 @@ def _check_same(study: optuna.Study, identity: Mapping[str, str]) -> None:
 def _fail_dead_trials(study: optuna.Study) -> None:
     """A trial whose process is gone will never be told: it failed."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if worker.is_dead(trial.user_attrs.get(WORKER, "")):
+        if _is_dead(trial):
             study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _is_dead(trial: optuna.trial.FrozenTrial) -> bool:
+    """Its process is gone; or it was so before it could say which it is, milliseconds after."""
+    if identity := trial.user_attrs.get(WORKER):
+        return worker.is_dead(identity)
+    started = trial.datetime_start
+    return started is not None and datetime.now() - started > UNNAMED
 
 
 def _baseline(space: Space) -> dict[str, Any]:

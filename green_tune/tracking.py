@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune import heartbeat, store, worker
+from green_tune import gates, heartbeat, store, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.footprint import OVERHEAD, Measurement, to_csv
 from green_tune.results import RunRecord
@@ -105,13 +105,14 @@ class Run:
             except StoreError as error:
                 log.warning("metrics of %s could not be written yet: %s", self.name, error)
 
-    def end(self, status: str, error: str = "") -> None:
-        """Writes what is left and closes the run."""
+    def end(self, status: str, error: str = "", ended_s: float | None = None) -> None:
+        """Writes what is left and closes the run, as of now or of an earlier time."""
         self._ended.set()
         self.flush()
         self.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
         with _named():
-            self._client.set_terminated(self.id, status)
+            ended_ms = int(ended_s * 1000) if ended_s else None
+            self._client.set_terminated(self.id, status, end_time=ended_ms)
 
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Names the data set that this run read."""
@@ -215,6 +216,7 @@ class Tracker:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         with _named(), store.made_by_one(uri):
+            store.make_whole(uri, lambda draft: MlflowClient(draft).search_experiments())
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
             self._close_dead()
@@ -316,9 +318,13 @@ class Tracker:
         """Closes the run of a dead process with what it had spent at its last heartbeat."""
         measurement = heartbeat.last(run.id)
         if measurement:
-            run.log_measurement(measurement, OVERHEAD if kind == "sweep" else "")
-        run.end("KILLED", "its process died")
-        heartbeat.forget(run.id)
+            judged = replace(
+                measurement, faults=[*measurement.faults, *gates.failures(measurement)]
+            )
+            run.log_measurement(judged, OVERHEAD if kind == "sweep" else "")
+        heartbeat.forget(run.id)  # before the end: nobody looks for the heartbeats of a closed run
+        ended_s = measurement.segments[-1].ended_s if measurement else None
+        run.end("KILLED", "its process died", ended_s)
         spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 

@@ -82,6 +82,21 @@ def test_a_run_without_heartbeats_and_one_that_is_forgotten_have_none() -> None:
     assert heartbeat.last("run") is None
 
 
+def test_heartbeats_of_another_version_cost_a_line_and_not_the_command(
+    state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state.mkdir(parents=True)
+    (state / "run.jsonl").write_text('{"time_s": 1.0, "runtime_h": 0.5}\n')
+    assert heartbeat.last("run") is None
+    assert "the heartbeats of run run cannot be read" in caplog.text
+
+
+def test_flags_and_faults_that_are_known_so_far_are_kept() -> None:
+    heartbeat.beat("run", BASIS, [segment(0)], ["paused for 6.0 s"], ["the counter ran backwards"])
+    assert beaten().flags == ["paused for 6.0 s"]
+    assert not beaten().valid
+
+
 def test_where_nothing_can_be_written_nothing_has_to_be_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

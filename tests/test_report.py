@@ -76,7 +76,7 @@ def test_a_failed_run_has_no_loss_to_compare_however_far_it_came() -> None:
 
 def test_a_trial_that_is_running_elsewhere_has_not_failed() -> None:
     running = RunRecord(**{**vars(FAILED), "status": "RUNNING"})
-    assert "1 trials, 0 of them failed" in report.sweep_summary([running], "s", 1)
+    assert "1 trials, 0 of them failed" in report.sweep_summary([running], "s", 0)
 
 
 def test_long_names_and_many_models_still_fit_80_columns() -> None:
@@ -103,7 +103,7 @@ def test_across_models_bits_per_byte_decide_since_tokenizers_differ() -> None:
 
 
 def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
-    screen = report.sweep_summary(ALL, "s", asked=4)
+    screen = report.sweep_summary(ALL, "s", 0)
     assert max(len(line) for line in screen.splitlines()) <= 80
     assert len(marked(screen)) == 2
     assert "4 trials, 1 of them failed" in screen
@@ -122,7 +122,7 @@ def test_a_sweeps_note_holds_its_front_and_its_cost() -> None:
 
 
 def test_a_sweep_that_was_stopped_says_how_to_go_on() -> None:
-    assert "-P study=s" in report.sweep_summary(ALL, "s", asked=10)
+    assert "-P study=s" in report.sweep_summary(ALL, "s", 6)
 
 
 @pytest.mark.parametrize("table", [report.trials_table, report.runs_table])
@@ -144,11 +144,11 @@ def test_a_wide_terminal_shows_the_hyperparameters_as_well() -> None:
 
 def test_every_screen_with_kilograms_names_its_intensity() -> None:
     known = record(1, 1.0, 1.0, assumed=False)
-    for screen in (report.sweep_summary([known], "s", 1), report.comparison([known]),
+    for screen in (report.sweep_summary([known], "s", 0), report.comparison([known]),
                    report.run_summary(known)):  # fmt: skip
         assert "France at 56.039 g/kWh" in screen
         assert "assumed" not in screen
-    for screen in (report.sweep_summary([BEST], "s", 1), report.comparison([BEST]),
+    for screen in (report.sweep_summary([BEST], "s", 0), report.comparison([BEST]),
                    report.run_summary(BEST)):  # fmt: skip
         assert "assumed" in screen
 
@@ -202,9 +202,9 @@ def test_intensities_of_many_hours_are_a_range_and_runs_without_a_figure_are_cou
 
 def test_flagged_runs_are_named_below_the_table_and_in_every_row() -> None:
     paused = replace(CHEAP, tags={**CHEAP.tags, "energy_flags": "paused for 6.0 s"})
-    screen = report.sweep_summary([BEST, paused], "s", 2)
+    screen = report.sweep_summary([BEST, paused], "s", 0)
     assert "paused, shared or set clock (tag energy_flags): #1\n" in screen
-    assert "energy_flags" not in report.sweep_summary(ALL, "s", 4)
+    assert "energy_flags" not in report.sweep_summary(ALL, "s", 0)
     assert report.rows([paused])[0]["energy_flags"] == "paused for 6.0 s"
 
 

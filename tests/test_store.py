@@ -1,11 +1,14 @@
 """Where results are kept, and that a place which cannot hold them is noticed at once."""
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from green_tune import store
 from green_tune.errors import StoreError
 from green_tune.store import check_reachable, study_url, tracking_uri
 
@@ -147,3 +150,42 @@ def test_a_database_whose_folder_is_not_there_is_refused(
         line = refusal(f"{prefix}{place}/mlflow.db")
         assert str(place) in line
         assert "create" in line
+
+
+def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, made = tmp_path / "runs.db", list[str]()
+
+    def halfway(url: str) -> None:
+        Path(url.removeprefix("sqlite:///")).write_text("half of the tables")
+        raise KeyboardInterrupt
+
+    def whole(url: str) -> None:
+        made.append(url)
+        Path(url.removeprefix("sqlite:///")).write_text("all of the tables")
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make_whole(f"sqlite:///{path}", halfway)
+    assert not path.exists()
+    for _ in range(2):
+        store.make_whole(f"sqlite:///{path}", whole)
+    assert path.read_text() == "all of the tables"
+    assert len(made) == 1
+    store.make_whole("postgresql://server/runs", halfway)  # a server's database is not ours to make
+
+
+def test_only_one_process_at_a_time_makes_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    order: list[str] = []
+
+    def enter(name: str) -> None:
+        with store.made_by_one(url):
+            order.append(f"{name} in")
+            time.sleep(0.05)
+            order.append(f"{name} out")
+
+    threads = [threading.Thread(target=enter, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import optuna
@@ -131,6 +132,16 @@ def test_a_resumed_study_runs_what_is_missing_and_proposes_anew(
     proposals = {tuple(sorted(trial.params.items())) for trial in study.trials}
     assert len(proposals) == 6
     sweep(job, url, 6, experiment=lambda *_: pytest.fail("nothing was left to run"))
+
+
+def test_a_trial_whose_process_died_before_it_could_say_which_is_failed_after_a_while(
+    make_job: MakeJob, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    open_study(job, SPACE, SWEEP, url).ask()
+    assert states(sweep(job, url, 2))[0] == TrialState.RUNNING  # it may be about to say it
+    monkeypatch.setattr("green_tune.sweep.UNNAMED", timedelta(0))
+    assert states(sweep(job, url, 3))[0] == TrialState.FAIL
 
 
 def test_a_trial_of_a_dead_process_is_failed_and_replaced(make_job: MakeJob, url: str) -> None:
