@@ -54,8 +54,7 @@ def _sweep(asked: dict[str, str]) -> None:
 def _study(
     job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
 ) -> None:
-    from green_tune import heartbeat, report, store, views
-    from green_tune.experiment import describe, run_experiment
+    from green_tune import heartbeat, store
     from green_tune.footprint import OVERHEAD
     from green_tune.sweep import Objectives, missing, open_study, run_sweep
     from green_tune.tracking import STUDY, TRIAL, Query, Run, Tracker
@@ -90,7 +89,10 @@ def _study(
         click.echo(views.where(tracker.uri, link))
 
     with tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent:
-        meter.keep(parent.id)
+        meter.keep(parent.id)  # before torch: a kill during its import costs a second as well
+        from green_tune import report, views
+        from green_tune.experiment import describe, run_experiment
+
         describe(job, parent)
         tracker.set_experiment_tags(views.study_view(name, list(space)))
         link = views.study_link(tracker.uri, parent.experiment_id, name)

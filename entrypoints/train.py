@@ -31,12 +31,15 @@ def _train(asked: dict[str, str]) -> None:
 
     with Meter.of(job) as meter:
         meter.open()  # from here on what is spent, imports included, is the run's
-        from green_tune import report, store, views
-        from green_tune.experiment import run_experiment
+        from green_tune import store
         from green_tune.tracking import Tracker
 
         tracker = Tracker(store.tracking_uri())
         with tracker.run("train", f"{job.source.name}-{job.task.name}", asked=asked) as current:
+            meter.keep(current.id)  # before torch: a kill during its import costs a second as well
+            from green_tune import report, views
+            from green_tune.experiment import run_experiment
+
             run_experiment(job, current, meter)
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
