@@ -219,7 +219,7 @@ def sweep_summary(
         *_footnotes(records),
         f"\nThe sweep's cost, failed trials and what lies between them included:\n"
         f"{cost(records, overheads)}\n{overhead_share(records, overheads):.0%} of its energy "
-        "was spent between trials\n",
+        "was spent outside of trials\n",
     ]
     return "\n".join(lines)
 

@@ -216,7 +216,7 @@ def test_totals_hold_what_a_sweep_spent_beside_its_trials() -> None:
     assert together["emissions_kg"] == pytest.approx(1.0065)
     assert together["runtime_h"] == 4.0
     assert report.overhead_share(ALL, sessions) == pytest.approx(2 / 3)
-    assert "67% of its energy was spent between trials" in report.sweep_summary(
+    assert "67% of its energy was spent outside of trials" in report.sweep_summary(
         ALL, "s", 4, sessions
     )
 
