@@ -51,7 +51,8 @@ def run(main: Callable[[], None]) -> None:
         _end(error, f"error: {error}")
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        _end(stopped, f"{stopped}; what was spent is logged")
+        notes = dict.fromkeys(getattr(stopped, "__notes__", ["before its run was open"]))
+        _end(stopped, "; ".join([str(stopped), *notes]))
         sys.exit(stopped.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("green_tune", "entrypoints"):
@@ -59,6 +60,11 @@ def run(main: Callable[[], None]) -> None:
         _end(error, f"error: {error.name} is not installed for {sys.executable}: activate the "
                     "environment that `make install` makes, or use --env-manager uv")  # fmt: skip
         sys.exit(2)
+
+
+def launchers_run() -> str:
+    """The run that `mlflow run` has made for this process; empty without it."""
+    return os.environ.get("MLFLOW_RUN_ID", "")
 
 
 def _end(error: BaseException, line: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.options import options_of, run
+from entrypoints.options import launchers_run, options_of, run
 from green_tune import space as spaces
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed
@@ -47,17 +47,18 @@ def _sweep(asked: dict[str, str]) -> None:
     from green_tune.meter import Meter
 
     with Meter.of(job) as meter:
-        meter.open(checked=False)  # what is spent outside of trials: imports, proposals, summaries
+        meter.open(checked=False)  # what is spent outside of trials: imports, proposals
+        meter.keep(launchers_run())
         _study(job, space, config, asked, meter)
 
 
 def _study(
     job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
 ) -> None:
-    from green_tune import heartbeat, store
-    from green_tune.footprint import OVERHEAD
+    from green_tune import report, store, views
+    from green_tune.bill import measured, overhead
     from green_tune.sweep import Objectives, missing, open_study, run_sweep
-    from green_tune.tracking import STUDY, TRIAL, Query, Run, Tracker
+    from green_tune.tracking import STUDY, TRIAL, Query, Tracker
 
     name = config.study
     mine, sessions = Query(study=name, kinds=("trial",)), Query(study=name, kinds=("sweep",))
@@ -67,16 +68,18 @@ def _study(
 
     def trial(job: "Job", number: int) -> Objectives:
         tags = {STUDY: name, TRIAL: str(number)}
-        with tracker.run("trial", f"#{number} {name}", tags=tags, parent=parent) as current:
-            meter.open()
-            outcome = run_experiment(job, current, meter)
+        with (
+            tracker.run("trial", f"#{number} {name}", tags=tags, parent=parent) as current,
+            meter.account(),
+            measured(job, current, meter) as bill,
+        ):
+            result = run_experiment(job, current, bill)
         click.echo(report.trial_line(tracker.get(current.id)), err=True)
-        loss, kg = outcome.result.val_loss, outcome.measurement.total.emissions_kg
-        return Objectives(val_loss=loss, emissions_kg=kg)
+        assert bill.measurement is not None
+        kg = bill.measurement.total.emissions_kg
+        return Objectives(val_loss=result.val_loss, emissions_kg=kg)
 
-    def summarise(parent: Run) -> None:
-        parent.log_measurement(meter.close()[0], OVERHEAD)
-        heartbeat.forget(parent.id)
+    def summarise() -> None:
         records, overheads = tracker.find(mine), tracker.find(sessions)
         front = report.fronts(records)
         tracker.mark_front(records, front)
@@ -86,22 +89,23 @@ def _study(
         parent.log_table(report.rows(front), "front.json")
         parent.log_figure(report.front_figure(records, name), "front.png")
         click.echo(report.sweep_summary(records, name, missing(study, config.trials), overheads))
-        click.echo(views.where(tracker.uri, link))
+        click.echo(where())
 
-    with tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent:
-        meter.keep(parent.id)  # before torch: a kill during its import costs a second as well
-        from green_tune import report, views
-        from green_tune.experiment import describe, run_experiment
+    def where() -> str:
+        link = views.study_link(tracker.uri, parent.experiment_id, name)
+        return views.where(tracker.uri, link)
+
+    with (
+        tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent,
+        overhead(parent, meter, summarise),  # what was found and spent, however it ends
+    ):
+        from green_tune.experiment import describe, run_experiment  # torch, with the run open
 
         describe(job, parent)
         tracker.set_experiment_tags(views.study_view(name, list(space)))
-        link = views.study_link(tracker.uri, parent.experiment_id, name)
-        click.echo(views.where(tracker.uri, link), err=True)
-        try:
-            with meter.phase("between"):
-                run_sweep(study, job, space, config.trials, trial)
-        finally:  # what was found and spent is kept, however the sweep ends
-            summarise(parent)
+        click.echo(where(), err=True)
+        with meter.phase("between"):
+            run_sweep(study, job, space, config.trials, trial)
     if not report.fronts(tracker.find(mine)):
         raise RunFailed(f"no trial of {name} finished; each one's reason is in its run")
 

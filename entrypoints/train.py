@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.options import options_of, run
+from entrypoints.options import launchers_run, options_of, run
 from green_tune.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -31,16 +31,21 @@ def _train(asked: dict[str, str]) -> None:
 
     with Meter.of(job) as meter:
         meter.open()  # from here on what is spent, imports included, is the run's
+        meter.keep(launchers_run())
         from green_tune import store
+        from green_tune.bill import measured
         from green_tune.tracking import Tracker
 
         tracker = Tracker(store.tracking_uri())
-        with tracker.run("train", f"{job.source.name}-{job.task.name}", asked=asked) as current:
-            meter.keep(current.id)  # before torch: a kill during its import costs a second as well
-            from green_tune import report, views
+        name = f"{job.source.name}-{job.task.name}"
+        with (
+            tracker.run("train", name, asked=asked) as current,
+            measured(job, current, meter) as bill,
+        ):
+            from green_tune import report, views  # these, and torch, with the run and its bill open
             from green_tune.experiment import run_experiment
 
-            run_experiment(job, current, meter)
+            run_experiment(job, current, bill)
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
     click.echo(views.where(tracker.uri, link))

@@ -26,7 +26,7 @@ SECONDS_PER_HOUR = 3600
 
 CPU_METHODS = {
     "intel_rapl": "measured: RAPL counter",
-    "cpu_load": "modelled: CPU load x rated power of {watts:g} W",
+    "cpu_load": "modelled: from CPU load, rated power {watts:g} W",
     "constant": "modelled: constant power",
 }
 RAM_METHOD = "modelled: watts by memory size"

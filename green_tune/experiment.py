@@ -1,27 +1,23 @@
 """One fine-tuning run: planned, measured and tracked.
 
 `run_experiment` is the whole story on one screen. Everything in it has a door of its own; what
-happens here is only their order, and that nothing which was spent goes unrecorded.
+happens here is only their order; that nothing which was spent goes unrecorded is `bill`'s affair.
 """
 
-import json
 import logging
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from green_tune import __version__, exports, heartbeat, nvml, training
-from green_tune.errors import MeasurementError, StoreError
-from green_tune.footprint import Measurement
+from green_tune import __version__, nvml, training
+from green_tune.bill import Bill
+from green_tune.errors import StoreError
 from green_tune.job import Job
 from green_tune.meter import Meter
 from green_tune.results import TrainResult
@@ -34,46 +30,27 @@ LIBRARIES = (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a finished run achieved and what it spent."""
-
-    result: TrainResult
-    measurement: Measurement
-
-
-def run_experiment(job: Job, run: Run, meter: Meter) -> Outcome:
-    """Trains a job's adapter, phase by phase, and writes everything to `run`.
-
-    What it spends counts for the meter's current account, which it closes.
+def run_experiment(job: Job, run: Run, bill: Bill) -> TrainResult:
+    """Trains a job's adapter, phase by phase, and writes what came of it to `run`.
 
     Raises:
-        RunFailed: it diverged, did not fit or could not be measured; what it spent is logged.
+        RunFailed: it diverged or did not fit.
         UsageError: the base model or the data cannot be used after all.
     """
-    phase = partial(meter.phase, sync=training.synchronize)
-    meter.keep(run.id)
-    try:
-        with phase("setup"):
-            describe(job, run)
-            run.log_params(job.config.to_params() | job.plan.to_params())
-            tuner = training.load(job)
-            _report_cuts(job, tuner)
-        with _Bar(job, run, meter, tuner.steps) as bar, phase("train"):
-            result = tuner.fit(bar.update, phase)
-        run.log_metrics(result.to_metrics(), step=result.steps)
-        with phase("save"):
-            _save_adapter(tuner, run)
-        training.from_everywhere(None)  # all wait, and are measured, until it is saved
-        together = training.from_everywhere
-    except BaseException:
-        together = _alone
-        raise
-    finally:
-        measurement = _close(job, run, meter, together)
-    if not measurement.valid:
-        raise MeasurementError(f"its figures cannot be trusted: {'; '.join(measurement.faults)}")
-    return Outcome(result=result, measurement=measurement)
+    phase = partial(bill.meter.phase, sync=training.synchronize)
+    with phase("setup"):
+        describe(job, run)
+        run.log_params(job.config.to_params() | job.plan.to_params())
+        tuner = training.load(job)
+        _report_cuts(job, tuner)
+    with _Bar(job, run, bill.meter, tuner.steps) as bar, phase("train"):
+        result = tuner.fit(bar.update, phase)
+    run.log_metrics(result.to_metrics(), step=result.steps)
+    with phase("save"):
+        _save_adapter(tuner, run)
+    training.from_everywhere(None)  # all wait, and are measured, until it is saved
+    bill.together = training.from_everywhere
+    return result
 
 
 def follow(job: Job, meter: Meter | None) -> None:
@@ -121,25 +98,6 @@ def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
                 "their text, %d are left out, as their answer alone is too long",
                 split, fit.cut + fit.dropped, fit.total, tuner.max_seq_len, fit.cut, fit.dropped,
             )  # fmt: skip
-
-
-def _alone(mine: Measurement) -> list[Measurement | None]:
-    """For a run that failed, whose other processes are gone or will be."""
-    return [mine]
-
-
-def _close(job: Job, run: Run, meter: Meter, together: Callable[[Any], list[Any]]) -> Measurement:
-    """Ends the measurement and writes it down: figures, how they are known, and three files."""
-    measurement, record = meter.close()
-    measurement = measurement.with_nodes([m for m in together(measurement)[1:] if m])
-    run.log_measurement(measurement)
-    heartbeat.forget(run.id)
-    if record:
-        run.log_text(exports.emissions_csv(record), "emissions.csv")
-    if record and measurement.valid:
-        report = exports.boamps(job, measurement, record, run.id)
-        run.log_text(json.dumps(report, indent=2), "boamps.json")
-    return measurement
 
 
 def _save_adapter(tuner: training.FineTuner, run: Run) -> None:

@@ -157,7 +157,7 @@ def _gpu(job: Job, measurement: Measurement) -> list[form.BoAmpsHardware]:
         form.BoAmpsHardware(
             component_type="gpu",
             component_name=job.device.name,
-            nb_component=1,
+            nb_component=len(job.devices),
             memory_size=round(job.device.memory_gib),
             manufacturer="nvidia",
             share=_part(measurement.total.energy_gpu_kwh, whole_kwh),

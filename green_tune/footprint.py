@@ -197,6 +197,10 @@ class Measurement:
             facts |= {k: facts.get(k, 0.0) + v for k, v in other.facts.items() if k != CC_RUNTIME}
         return replace(self, segments=segments, flags=flags, faults=faults, facts=facts)
 
+    def with_fault(self, fault: str) -> "Measurement":
+        """The same, with one more reason not to trust it."""
+        return replace(self, faults=[*self.faults, fault])
+
     @property
     def valid(self) -> bool:
         """True when no sanity gate has failed."""
@@ -270,7 +274,7 @@ class Measurement:
         """How the figures are known, as MLflow tags."""
         tags = {f"energy_{part}_method": how for part, how in self.basis.methods.items()}
         said = {"energy_faults": "; ".join(self.faults), "energy_flags": "; ".join(self.flags)}
-        tags |= {"pue": f"{self.basis.pue:g}", "energy_valid": str(self.valid).lower()}
+        tags |= {"pue": repr(self.basis.pue), "energy_valid": str(self.valid).lower()}
         return tags | {name: text for name, text in said.items() if text}
 
 

@@ -21,6 +21,7 @@ WATTS_PER_KW = 1000
 
 POWER_OVER_LIMIT = 1.1  # a board regulates around its limit and overshoots it for a moment
 COUNTER_STEP_S = 0.1  # how often NVML's energy counter moves, about (documentation of Zeus)
+LARGEST_LIMIT_W = 1200  # of a board, where the driver names no limit
 COUNTERS_APART = 0.01  # two readers of one counter, at edges that are not quite the same
 # A sensor sees a quarter of an A100's or H100's time (arXiv:2312.02741), so the power integral is
 # the worse of the two; beyond this, one of them is broken.
@@ -82,10 +83,11 @@ def _power(m: Measurement) -> str:
 
 
 def _counters(m: Measurement) -> str:
-    """(b) CodeCarbon and we read the same counter of the same GPUs."""
-    if not (known := _known(m, LIMIT, "codecarbon.energy_gpu_kwh")):
+    """(b) CodeCarbon and we read the same counter of the same GPUs, where they have one."""
+    known = _known(m, "codecarbon.energy_gpu_kwh")
+    if not known or "counter" not in m.basis.methods["gpu"]:
         return ""
-    limit, theirs = known
+    theirs, limit = known[0], m.facts.get(LIMIT, LARGEST_LIMIT_W)
     ours = _sum(m.segments, "gpu_counted_kwh")
     allowed = max(COUNTERS_APART * ours, _kwh(limit, COUNTER_STEP_S))
     said = f"CodeCarbon's GPU energy is {theirs:.6g} kWh, the counter's {ours:.6g} kWh"

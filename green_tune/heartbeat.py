@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from green_tune import worker
 from green_tune.footprint import COLUMNS, Basis, Measurement, Segment, appended
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def beat(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         size = file.tell()
-        head = {} if size else {"basis": asdict(basis)}
+        head = {} if size else {"basis": asdict(basis), "worker": worker.this()}
         known = {"flags": list(flags), "faults": list(faults)}
         rows = {"segments": [_row(segment) for segment in segments]}
         line = json.dumps(head | rows | {name: said for name, said in known.items() if said}) + "\n"
@@ -51,12 +52,21 @@ def beat(
 
 def last(run_id: str) -> Measurement | None:
     """What the run had spent at its last heartbeat; None where it had none that can be read."""
-    beats = list(_beats(run_id))
     try:
+        beats = list(_beats(run_id))
         return _measurement(beats) if beats else None
     except (KeyError, TypeError, ValueError) as error:  # of another version of green-tune
         log.warning("the heartbeats of run %s cannot be read: %s", run_id, error)
         return None
+
+
+def of_the_dead() -> list[str]:
+    """The runs whose heartbeats a process of this machine has left behind."""
+    return [
+        path.stem
+        for path in sorted(_folder().glob("*.jsonl"))
+        if (beats := list(_beats(path.stem))) and worker.is_dead(str(beats[0].get("worker")))
+    ]
 
 
 def forget(run_id: str) -> None:
@@ -73,11 +83,13 @@ def _write(file: FileIO, data: bytes) -> None:
 
 def _beats(run_id: str) -> Iterator[dict[str, Any]]:
     path = _path(run_id)
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            yield json.loads(line)
+            known = json.loads(line)
         except json.JSONDecodeError:  # cut in half by a kill
             continue
+        if isinstance(known, dict):
+            yield known
 
 
 def _measurement(beats: Sequence[dict[str, Any]]) -> Measurement:
@@ -98,5 +110,9 @@ def _row(segment: Segment) -> list[Any]:
 
 
 def _path(run_id: str) -> Path:
+    return _folder() / f"{run_id}.jsonl"
+
+
+def _folder() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "green-tune" / "heartbeats" / f"{run_id}.jsonl"
+    return Path(state) / "green-tune" / "heartbeats"

@@ -42,7 +42,7 @@ class Intensity:
     def to_tags(self) -> dict[str, str]:
         """The figure and how we know it, as MLflow tags."""
         return {
-            "intensity_g_per_kwh": f"{self.g_per_kwh:g}",
+            "intensity_g_per_kwh": repr(self.g_per_kwh),
             "intensity_zone": self.zone,
             "intensity_source": self.source,
             "intensity_year": self.year or "not stated",

@@ -148,6 +148,17 @@ class Meter:
         check = self._cross_check() if checked else None
         self._do(lambda: self._accounts.append(Account(check, self._watch.others_s())))
 
+    @contextmanager
+    def account(self) -> Iterator[None]:
+        """A block that spends for an account of its own; if it is not closed, for the outer one."""
+        self.open()
+        account = self._accounts[-1]
+        try:
+            yield
+        finally:
+            if account in self._accounts:
+                self._do(lambda: self._merge(account))
+
     def keep(self, run_id: str) -> None:
         """Heartbeats of the current account are this run's; the first has all that was before.
 
@@ -185,7 +196,7 @@ class Meter:
         measurement = Measurement(
             segments=account.segments,
             basis=self.basis,
-            flags=[*account.flags, *self._other_programs(account), *self._strangers()],
+            flags=[*account.flags, *self._other_programs(account)],
             facts=(self._gpus.facts() if self._gpus else {})
             | (emissions.facts(record) if record else {}),
         )
@@ -194,6 +205,12 @@ class Meter:
         )
         faults = [*account.faults, *self._unread(), *silent, *gates.failures(measurement)]
         return replace(measurement, faults=faults), record
+
+    def _merge(self, account: Account) -> None:
+        """Gives the current account's segments to the one that it was opened in."""
+        self._accounts.remove(account)
+        for segment in account.segments:
+            self._accounts[-1].add(segment, self.basis.kg(segment.energy_kwh))
 
     def read(self) -> None:
         """Ends a segment now."""
@@ -256,7 +273,9 @@ class Meter:
         account.remark("paused", stretch.seconds * stretch.paused)
         account.remark(SHARED, stretch.seconds * (shares.others > 0))
         account.remark("suspended (not counted)", stretch.suspended_s)
-        account.remark("clock set, time stamps not corrected,", stretch.jumped_s)
+        account.remark("clock set, time stamps not corrected,", abs(stretch.jumped_s))
+        if self._gpus:
+            self._remark_gpus(self._gpus, account, stretch.seconds, shares.others)
 
     def _spent(self, seconds: float, shares: Shares, account: Account) -> dict[str, Any]:
         """Energy by segment field; a reading that fails is a fault, never a zero unseen."""
@@ -284,10 +303,13 @@ class Meter:
             return []
         return [f"other programs used {share:.0%} of the CPUs, and their energy is in it"]
 
-    def _strangers(self) -> list[str]:
-        others = self._gpus.strangers() if self._gpus else 0
-        return (
-            [f"GPU shared with {others} other processes, whose energy is in it"] if others else []
+    def _remark_gpus(self, gpus: GpuEnergy, account: Account, seconds: float, others: int) -> None:
+        account.remark(
+            "GPU unreadable, made good by the next reading,", seconds * bool(gpus.unread())
+        )
+        account.remark(
+            "GPU shared with other processes, whose energy is in it,",
+            seconds * bool(gpus.strangers(others)),
         )
 
     def _unread(self) -> list[str]:

@@ -19,6 +19,7 @@ GIB = 2**30
 MILLI = 1000
 JOULES_PER_KWH = 3.6e6
 SECONDS_PER_HOUR = 3600
+STILL_S = 0.9  # a counter that moves every 0.1 s at the slowest has moved by then
 COUNTER = "measured: NVML energy counter"
 SAMPLED = "measured: NVML power readings, once a second"
 
@@ -146,13 +147,13 @@ class GpuEnergy:
         """The GPUs whose last reading failed, so that what they spent since is not known."""
         return [gpu.name for gpu in self._gpus if gpu.blind]
 
-    def strangers(self) -> int:
-        """Other processes that compute on these GPUs.
+    def strangers(self, known: int) -> int:
+        """Processes that compute on the busiest of these GPUs, this one and `known` ones left out.
 
-        In a container NVML may name processes by their numbers outside of it, so this one is
-        counted off by number rather than looked up, once it computes there.
+        In a container NVML may name processes by their numbers outside of it, so they are counted
+        and not looked up.
         """
-        return sum(max(0, len(gpu.processes()) - 1) for gpu in self._gpus)
+        return max(0, max(len(gpu.processes()) for gpu in self._gpus) - 1 - known)
 
 
 class _Gpu:
@@ -176,14 +177,16 @@ class _Gpu:
 
     def spent(self, seconds: float) -> dict[str, float]:
         before, power = self._power_w, self._power()
-        self.blind = power is None
         self._power_w = before if power is None else power
         sampled = (before + self._power_w) / 2 * seconds / JOULES_PER_KWH
-        busy = self._busy()
+        if not self.counts and power is None:
+            self._faults.append(
+                f"the power of {self.name} could not be read, and it has no counter"
+            )
         return {
-            "gpu_counted_kwh": self._counted(sampled) if self.counts else sampled,
+            "gpu_counted_kwh": self._counted(sampled, seconds) if self.counts else sampled,
             "gpu_sampled_kwh": sampled,
-            "gpu_busy_h": busy * seconds / SECONDS_PER_HOUR,
+            "gpu_busy_h": self._busy() * seconds / SECONDS_PER_HOUR,
         }
 
     def faults(self) -> list[str]:
@@ -193,10 +196,10 @@ class _Gpu:
     def processes(self) -> list[Any]:
         return self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or []
 
-    def _counted(self, sampled: float) -> float:
+    def _counted(self, sampled: float, seconds: float) -> float:
+        """Energy by the counter; by the power readings where the counter is no good, a fault."""
         now, before = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption), self._counter_mj
-        if now is None or before is None:
-            self.blind = True
+        self.blind = now is None
         if now is None:
             return 0.0
         self._counter_mj = now
@@ -204,6 +207,9 @@ class _Gpu:
             return sampled
         if now < before:  # a driver that was loaded again counts from zero
             self._faults.append(f"the energy counter of {self.name} ran backwards")
+            return sampled
+        if now == before and seconds >= STILL_S and sampled:
+            self._faults.append(f"the energy counter of {self.name} stands still")
             return sampled
         return float(now - before) / MILLI / JOULES_PER_KWH
 

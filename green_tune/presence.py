@@ -213,7 +213,7 @@ def _parse(text: bytes, boot: str, unended_s: float) -> _Life:
         stamps = [float(begun["started_s"]), *(float(end["ended_s"]) for end in ended)]
         gpus = frozenset(begun["gpus"])
         known = begun["boot"] == boot
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return NOBODY
     ended_s = stamps[-1] if ended else unended_s
     life = _Life(started_s=stamps[0], ended_s=ended_s, stamped_s=stamps[-1], gpus=gpus)

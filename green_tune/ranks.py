@@ -7,6 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from green_tune.errors import ConfigError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
@@ -29,11 +33,25 @@ class Rank:
 
 
 def this(environment: Mapping[str, str] = os.environ) -> Rank:
-    """This process, by the variables that torchrun and accelerate set."""
-    world = int(environment.get("WORLD_SIZE") or 1)
-    return Rank(
-        number=int(environment.get("RANK") or 0),
-        world=world,
-        local=int(environment.get("LOCAL_RANK") or 0),
-        here=int(environment.get("LOCAL_WORLD_SIZE") or world),
+    """This process, by the variables that torchrun and accelerate set.
+
+    Raises:
+        ConfigError: they are there and make no sense.
+    """
+    found = {name: environment.get(name, "") for name in NAMES}
+    try:
+        number, world, local, here = (int(text) for text in found.values() if text)
+    except ValueError:
+        if found["WORLD_SIZE"] in ("", "1"):  # nobody has started several
+            return Rank()
+        raise _nonsense(found) from None
+    if not (0 <= number < world and 0 <= local < here <= world):
+        raise _nonsense(found)
+    return Rank(number=number, world=world, local=local, here=here)
+
+
+def _nonsense(found: Mapping[str, str]) -> ConfigError:
+    named = " ".join(f"{name}={text}" for name, text in found.items())
+    return ConfigError(
+        f"{named} make no sense together: start with torchrun or accelerate launch, or unset them"
     )

@@ -51,8 +51,8 @@ FIGURES = (
     "emissions_high_kg",
 )
 TAGS = (
-    *("device", "data_digest", "intensity_g_per_kwh", "intensity_zone", "intensity_assumed"),
-    *("pue", "energy_valid", "energy_flags"),
+    *("device", "data_digest", "intensity_g_per_kwh", "intensity_zone", "intensity_source"),
+    *("intensity_year", "intensity_assumed", "pue", "energy_valid", "energy_flags"),
 )
 COLUMNS = (  # what a reader wants first stands first: the MLflow UI shows six
     *("trial", "front", *FIGURES[:1], "emissions_kg", "runtime_h", "energy_kwh"),
@@ -194,7 +194,7 @@ def trial_line(record: RunRecord) -> str:
     )
     return (
         f"trial {record.tags['green_tune.trial']}: loss {_loss(record)}, "
-        f"{_grams(record)} g{_star([record])}  {hyperparameters}"
+        f"{_grams(record)} g{' assumed' * bool(_star([record]))}  {hyperparameters}"
     )
 
 
@@ -255,7 +255,7 @@ def _flagged(records: Sequence[RunRecord]) -> str:
     """Which runs' figures need a second look, and where it is written why."""
     flagged = [_name(record) for record in records if record.tags.get("energy_flags")]
     named = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")  # noqa: PLR2004
-    return f"paused, shared or set clock (tag energy_flags): {named}" if flagged else ""
+    return f"flagged, such as paused or shared, see their energy_flags: {named}" if flagged else ""
 
 
 def _starred(records: Sequence[RunRecord]) -> list[str]:
@@ -282,29 +282,31 @@ def overhead_share(records: Sequence[RunRecord], overheads: Sequence[RunRecord])
 def cost(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> str:
     """The totals in one line, with where the carbon intensity is from."""
     spent = totals(records, overheads)
-    without = [r for r in records if "energy_kwh" in r.metrics and "emissions_kg" not in r.metrics]
-    but = f", without {len(without)} runs that have no figure" if without else ""
-    return (
-        f"{spent['energy_kwh']:.3g} kWh, {spent['emissions_kg']:.3g} kg CO2e "
-        f"({intensities(records)}{but}), {spent['runtime_h']:.3g} h"
-    )
+    measured = [record for record in records if "energy_kwh" in record.metrics]
+    without = sum("emissions_kg" not in record.metrics for record in measured)
+    but = f", without {without} runs that have no figure" if without else ""
+    kg = f"{spent['emissions_kg']:.3g} kg CO2e ({intensities(records)}{but})"
+    if without and without == len(measured):
+        kg = "kg CO2e unknown"
+    return f"{spent['energy_kwh']:.3g} kWh, {kg}, {spent['runtime_h']:.3g} h"
 
 
 def intensities(records: Sequence[RunRecord]) -> str:
     """The carbon intensities behind the figures, and whether they were assumed."""
-    found: dict[str, set[float]] = defaultdict(set)
+    found: dict[tuple[str, str], set[float]] = defaultdict(set)
     for record in records:
         if "intensity_zone" in record.tags:
             assumed = "assumed: " * (record.tags.get("intensity_assumed") == "true")
-            grams = float(record.tags["intensity_g_per_kwh"])
-            found[assumed + record.tags["intensity_zone"]].add(grams)
-    notes = [f"{zone} at {_range(grams)} g/kWh" for zone, grams in sorted(found.items())]
+            pue = float(record.tags.get("pue", 1.0))
+            zone, more = record.tags["intensity_zone"], f" x PUE {pue:g}" * (pue != 1.0)
+            found[assumed + zone, more].add(float(record.tags["intensity_g_per_kwh"]))
+    notes = [f"{zone} at {_range(g)} g/kWh{more}" for (zone, more), g in sorted(found.items())]
     return "; ".join(notes) or "no intensity"
 
 
 def _range(numbers: set[float]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    ends = dict.fromkeys(f"{number:g}" for number in (min(numbers), max(numbers)))
+    return " to ".join(ends)
 
 
 def modelled(records: Sequence[RunRecord]) -> str:

@@ -5,11 +5,14 @@ well, and long loops ask for it. A signal is a matter of the whole process, and 
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from green_tune.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked: list[int] = []
+_held: list[object] = []
 
 
 def listen() -> None:
@@ -25,8 +28,21 @@ def check() -> None:
         raise Stopped(_asked[0])
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets a block end that writes down what is there nowhere else; a request waits until then."""
+    before = len(_asked)
+    _held.append(None)
+    try:
+        yield
+    finally:
+        _held.pop()
+    if not before and not _held:
+        check()
+
+
 def _ask(number: int, _: object) -> None:
     """Further signals change nothing: runs are being closed by then."""
     _asked.append(number)
-    if len(_asked) == 1:
+    if len(_asked) == 1 and not _held:
         check()

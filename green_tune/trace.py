@@ -192,11 +192,11 @@ def _times(table: Sequence[Line], column: int, path: Path) -> list[float]:
 def _time(text: str, place: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"{place}: {text!r} is no time; write 2026-11-22 10:00:00 (UTC)"
         ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _step_s(times: Sequence[float], path: Path) -> float:

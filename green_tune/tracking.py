@@ -13,7 +13,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune import gates, heartbeat, store, worker
+from green_tune import gates, heartbeat, stop, store, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.footprint import OVERHEAD, Measurement, to_csv
 from green_tune.results import RunRecord
@@ -243,8 +243,9 @@ class Tracker:
                 run.log_params({key: shlex.quote(text) for key, text in asked.items()})
             threading.Thread(target=run.write_regularly, daemon=True).start()
             yield run
-        except KeyboardInterrupt as stop:
-            _end(run, "KILLED", str(stop) or "stopped by Ctrl-C")
+        except KeyboardInterrupt as stopped:
+            _end(run, "KILLED", str(stopped) or "stopped by Ctrl-C")
+            stopped.add_note("what was spent is logged")
             raise
         except BaseException as error:
             _end(run, "FAILED", f"{type(error).__name__}: {error}")
@@ -312,19 +313,31 @@ class Tracker:
         text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
         for record in self._search(self._experiments(), text):
             if worker.is_dead(record.tags.get(WORKER, "")):
-                self._bury(Run(self._client, record.run_id, "", record.name), record.kind)
+                self._bury(record)
+        for run_id in heartbeat.of_the_dead():
+            with suppress(MlflowException):  # a run of another store
+                self._bury(_record(self._client.get_run(run_id)))
 
-    def _bury(self, run: Run, kind: str) -> None:
-        """Closes the run of a dead process with what it had spent at its last heartbeat."""
+    def _bury(self, record: RunRecord) -> None:
+        """Writes what a dead process had spent at its last heartbeat, and closes its run.
+
+        The run may be closed already, when the store was away while its figures were due.
+        """
+        with stop.held():
+            self._write_last(record)
+
+    def _write_last(self, record: RunRecord) -> None:
+        run = Run(self._client, record.run_id, "", record.name)
         measurement = heartbeat.last(run.id)
         if measurement:
             judged = replace(
                 measurement, faults=[*measurement.faults, *gates.failures(measurement)]
             )
-            run.log_measurement(judged, OVERHEAD if kind == "sweep" else "")
+            run.log_measurement(judged, OVERHEAD if record.kind == "sweep" else "")
         heartbeat.forget(run.id)  # before the end: nobody looks for the heartbeats of a closed run
         ended_s = measurement.segments[-1].ended_s if measurement else None
-        run.end("KILLED", "its process died", ended_s)
+        if record.status == "RUNNING":
+            run.end("KILLED", "its process died", ended_s)
         spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 

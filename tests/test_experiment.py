@@ -1,20 +1,25 @@
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import nvml, training
+from green_tune import heartbeat, nvml, stop, training
+from green_tune.bill import measured
 from green_tune.emissions import CrossCheck
 from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
 from green_tune.experiment import run_experiment
 from green_tune.footprint import PHASES, from_csv
 from green_tune.job import Job
 from green_tune.meter import Meter
-from green_tune.tracking import Tracker
+from green_tune.ranks import Rank
+from green_tune.tracking import Run, Tracker
 
 MakeJob = Callable[..., Job]
 ROOT = Path(__file__).parents[1]
@@ -25,9 +30,9 @@ def run(job: Job, uri: str) -> str:
     tracker = Tracker(uri)
     with Meter.of(job) as meter:
         meter.open()
-        with tracker.run("train", "one") as current:
+        with tracker.run("train", "one") as current, measured(job, current, meter) as bill:
             current.set_tags({"id": current.id})
-            run_experiment(job, current, meter)
+            run_experiment(job, current, bill)
     return current.id
 
 
@@ -57,6 +62,70 @@ def test_what_was_spent_is_logged_however_the_training_ends(
     assert failed.data.metrics["energy_kwh"] > 0
     assert failed.data.metrics["emissions_kg"] > 0
     assert "val_loss" not in failed.data.metrics
+
+
+@pytest.mark.parametrize("where", ["CrossCheck.stop", "Run.log_measurement", "Meter.keep"])
+def test_a_signal_while_the_bill_is_written_is_answered_after_it(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    owner, _, method = where.partition(".")
+    owners = {"CrossCheck": CrossCheck, "Run": Run, "Meter": Meter}
+    real = getattr(owners[owner], method)
+
+    def interrupted(*given: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)
+
+    monkeypatch.setattr(owners[owner], method, interrupted)
+    monkeypatch.setattr(stop, "_asked", [])
+    before = signal.getsignal(signal.SIGTERM)
+    stop.listen()
+    try:
+        with pytest.raises(Stopped):
+            run(make_job(), store_uri)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    (stopped,) = MlflowClient(store_uri).search_runs(["0"])
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.metrics["energy_kwh"] > 0
+    assert heartbeat.last(stopped.info.run_id) is None
+
+
+def test_a_bill_that_the_store_did_not_take_is_written_by_the_next_command(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise StoreError("the server is down")
+
+        patch.setattr(Run, "log_measurement", refuse)
+        with pytest.raises(StoreError):
+            run(make_job(), store_uri)
+    (failed,) = MlflowClient(store_uri).search_runs(["0"])
+    assert failed.info.status == "FAILED"
+    assert "energy_kwh" not in failed.data.metrics
+    monkeypatch.setattr("green_tune.worker.is_dead", lambda identity: True)
+    Tracker(store_uri)
+    billed = MlflowClient(store_uri).get_run(failed.info.run_id)
+    assert billed.info.status == "FAILED"
+    assert billed.data.metrics["energy_kwh"] > 0
+    assert heartbeat.of_the_dead() == []
+
+
+def test_a_run_of_several_nodes_that_fails_says_that_its_figures_are_one_nodes(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunFailed("the loss is nan")
+
+    monkeypatch.setattr(training.FineTuner, "fit", fail)
+    job = replace(make_job(), rank=Rank(world=2, here=1))
+    with pytest.raises(RunFailed):
+        run(job, store_uri)
+    (failed,) = MlflowClient(store_uri).search_runs(["0"])
+    assert failed.data.tags["energy_faults"] == "the energy of the other nodes is missing"
 
 
 def test_an_adapter_that_the_store_does_not_take_is_kept_and_its_place_named(

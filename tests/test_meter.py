@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import pynvml
 import pytest
 from fakes import JOULES_PER_KWH, FakeClock, FakeGpu, FakeMachine, FakeNvml
 from hypothesis import given, settings
@@ -155,6 +156,22 @@ def test_what_two_accounts_spend_in_turn_belongs_to_one_of_them_each() -> None:
     assert outer.total.runtime_h * 3600 == pytest.approx(3)
 
 
+def test_an_account_that_nobody_closed_falls_to_the_one_that_it_was_opened_in() -> None:
+    clock = FakeClock()
+    with running(clock) as meter:
+        clock.pass_(1)
+        with pytest.raises(Stopped), meter.account():
+            clock.pass_(10)
+            raise Stopped(15)
+        with meter.account():
+            clock.pass_(5)
+            trial, _ = meter.close()
+        clock.pass_(2)
+        outer, _ = meter.close()
+    assert trial.total.runtime_h * 3600 == pytest.approx(5)
+    assert outer.total.runtime_h * 3600 == pytest.approx(13)
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
@@ -236,10 +253,40 @@ def test_a_gpu_that_is_lost_in_mid_run_makes_the_run_invalid(
     assert any("could no longer be read at the end" in fault for fault in measurement.faults)
 
 
-def test_a_gpu_that_is_lost_for_a_while_loses_no_joule(
+def test_a_gpu_that_is_lost_for_a_while_loses_no_joule_and_is_flagged(
     measure: Callable[..., Measurement], gpu: FakeGpu
 ) -> None:
     measurement = measure(120, lambda second: setattr(gpu, "lost", 30 <= second < 40))
+    assert measurement.valid
+    assert watts(measurement, "train") == pytest.approx(328, rel=1e-9)
+    assert measurement.flags == ["GPU unreadable, made good by the next reading, for 10.0 s"]
+
+
+def test_a_gpu_without_a_counter_that_is_lost_for_a_while_makes_the_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu
+) -> None:
+    gpu.counts = False
+    measurement = measure(120, lambda second: setattr(gpu, "lost", 30 <= second < 40))
+    assert any("could not be read, and it has no counter" in fault for fault in measurement.faults)
+
+
+def test_a_counter_that_stands_still_makes_even_a_short_run_invalid(
+    measure: Callable[..., Measurement], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "count", lambda: None)
+    measurement = measure(20)
+    assert any("stands still" in fault for fault in measurement.faults)
+    assert watts(measurement, "train") == pytest.approx(328, rel=0.05)  # by its power meanwhile
+
+
+def test_a_gpu_whose_power_cannot_be_read_is_counted_all_the_same(
+    measure: Callable[..., Measurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: object) -> float:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
+    measurement = measure(30)
     assert measurement.valid
     assert watts(measurement, "train") == pytest.approx(328, rel=1e-9)
 
@@ -271,7 +318,9 @@ def test_other_processes_on_the_gpu_are_flagged(
     measure: Callable[..., Measurement], gpu: FakeGpu
 ) -> None:
     gpu.processes = 3
-    assert measure().flags == ["GPU shared with 2 other processes, whose energy is in it"]
+    assert measure().flags == [
+        "GPU shared with other processes, whose energy is in it, for 140.0 s"
+    ]
 
 
 def test_two_meters_on_one_machine_and_gpu_count_each_joule_once(
@@ -329,7 +378,7 @@ def test_a_clock_that_is_set_changes_no_figure_and_is_said(clock: FakeClock) -> 
         measurement, _ = meter.close()
     assert measurement.total.energy_kwh == pytest.approx(28 * 20 / JOULES_PER_KWH)
     assert [round(s.started_s - 1.8e9 - 1000) for s in measurement.segments] == [0]
-    assert measurement.flags == ["clock set, time stamps not corrected, for -7200.0 s"]
+    assert measurement.flags == ["clock set, time stamps not corrected, for 7200.0 s"]
 
 
 def test_a_machine_that_was_suspended_is_not_charged_for_it(clock: FakeClock) -> None:

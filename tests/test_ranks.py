@@ -1,3 +1,6 @@
+import pytest
+
+from green_tune.errors import ConfigError
 from green_tune.ranks import Rank, this
 
 
@@ -16,5 +19,21 @@ def test_of_two_nodes_with_two_processes_each_two_measure_and_one_writes() -> No
     assert {(rank.world, rank.here) for rank in ranks} == {(4, 2)}
 
 
-def test_without_the_size_of_a_node_all_are_taken_to_be_on_one() -> None:
-    assert this({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}).here == 2
+@pytest.mark.parametrize("alone", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}])
+def test_variables_that_something_else_has_left_behind_start_nothing(alone: dict[str, str]) -> None:
+    assert this(alone) == Rank()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+        {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+    ],
+)
+def test_variables_that_make_no_sense_are_one_line(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="make no sense"):
+        this(wrong)

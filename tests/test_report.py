@@ -203,7 +203,7 @@ def test_intensities_of_many_hours_are_a_range_and_runs_without_a_figure_are_cou
 def test_flagged_runs_are_named_below_the_table_and_in_every_row() -> None:
     paused = replace(CHEAP, tags={**CHEAP.tags, "energy_flags": "paused for 6.0 s"})
     screen = report.sweep_summary([BEST, paused], "s", 0)
-    assert "paused, shared or set clock (tag energy_flags): #1\n" in screen
+    assert "flagged, such as paused or shared, see their energy_flags: #1\n" in screen
     assert "energy_flags" not in report.sweep_summary(ALL, "s", 0)
     assert report.rows([paused])[0]["energy_flags"] == "paused for 6.0 s"
 
