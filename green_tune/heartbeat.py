@@ -62,11 +62,9 @@ def last(run_id: str) -> Measurement | None:
 
 def of_the_dead() -> list[str]:
     """The runs whose heartbeats a process of this machine has left behind."""
-    return [
-        path.stem
-        for path in sorted(_folder().glob("*.jsonl"))
-        if (beats := list(_beats(path.stem))) and worker.is_dead(str(beats[0].get("worker")))
-    ]
+    run_ids = [path.stem for path in sorted(_folder().glob("*.jsonl"))]
+    first = {run_id: next(_beats(run_id), {}) for run_id in run_ids}
+    return [run_id for run_id in run_ids if worker.is_dead(str(first[run_id].get("worker")))]
 
 
 def forget(run_id: str) -> None:
@@ -83,13 +81,16 @@ def _write(file: FileIO, data: bytes) -> None:
 
 def _beats(run_id: str) -> Iterator[dict[str, Any]]:
     path = _path(run_id)
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            known = json.loads(line)
-        except json.JSONDecodeError:  # cut in half by a kill
-            continue
-        if isinstance(known, dict):
-            yield known
+    if not path.exists():
+        return
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                known = json.loads(line)
+            except json.JSONDecodeError:  # cut in half by a kill
+                continue
+            if isinstance(known, dict):
+                yield known
 
 
 def _measurement(beats: Sequence[dict[str, Any]]) -> Measurement:
