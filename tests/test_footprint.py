@@ -206,7 +206,7 @@ def test_tags_say_how_each_part_is_known_and_what_is_wrong() -> None:
         "energy_cpu_method": METHODS["cpu"],
         "energy_gpu_method": METHODS["gpu"],
         "energy_ram_method": METHODS["ram"],
-        "pue": "1",
+        "pue": "1.0",
         "energy_valid": "false",
         "energy_faults": "the clocks differ",
         "energy_flags": "a; b",
