@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALPHA_2 = 2
 SEGMENTS = "energy.csv"
 ALL, RECORDED = "all", "recorded"
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -117,12 +115,9 @@ def _recomputed(
     if not isinstance(given, Trace):
         return [recompute.with_intensity(record, given) for record in records]
     segments = {record.run_id: _segments(record, tracker) for record in records}
-    _warn_of_holes(records, given, segments)
-    derived = [recompute.with_trace(record, given, segments[record.run_id]) for record in records]
-    _warn_of_other_countries(
-        [r for r, d in zip(records, derived, strict=True) if "emissions_kg" in d.metrics], given
-    )
-    return derived
+    for line in recompute.warnings(records, given, segments):
+        log.warning(line)
+    return [recompute.with_trace(record, given, segments[record.run_id]) for record in records]
 
 
 def _segments(record: "RunRecord", tracker: "Tracker") -> "list[Segment]":
@@ -133,50 +128,8 @@ def _segments(record: "RunRecord", tracker: "Tracker") -> "list[Segment]":
         return []
     try:
         return footprint.from_csv(tracker.read_text(record.run_id, SEGMENTS) or "")
-    except (ValueError, TypeError):  # cut off, or somebody else's
+    except ValueError:  # cut off, or somebody else's
         return []
-
-
-def _warn_of_holes(
-    records: "Sequence[RunRecord]", trace: "Trace", segments: "Mapping[str, Sequence[Segment]]"
-) -> None:
-    """Says once for each reason which runs have no kilograms, however many they are."""
-    from green_tune import recompute
-
-    holes = defaultdict(list)
-    for record in records:
-        if hole := recompute.hole(record, trace, segments[record.run_id]):
-            holes[bool(segments[record.run_id])].append(hole)
-    for lines in holes.values():
-        more = f" ({len(lines) - 1} more like it)" if lines[1:] else ""
-        log.warning("no kilograms for %d of %d runs: %s%s",
-                    len(lines), len(records), lines[0], more)  # fmt: skip
-
-
-def _warn_of_other_countries(records: "Sequence[RunRecord]", trace: "Trace") -> None:
-    """A trace of elsewhere answers what would have been, and not what was."""
-    here = _country(trace.zone)
-    zones = Counter(
-        record.tags["intensity_zone"]
-        for record in records
-        if record.tags.get("intensity_assumed") == "false"
-    )
-    elsewhere = [f"{n} in {zone}" for zone, n in zones.items() if zone not in ("given", here)]
-    if here and elsewhere:
-        log.warning("what-if: the trace is of %s, but runs were recorded elsewhere: %s",
-                    trace.zone, ", ".join(elsewhere))  # fmt: skip
-
-
-def _country(zone: str) -> str:
-    """The country of a zone such as US-CAL-CISO, as runs record it; a name remains as it is."""
-    from green_tune import intensity
-    from green_tune.trace import UNNAMED
-
-    code = zone.split("-")[0]
-    try:
-        return intensity.resolve(code).zone if len(code) == ALPHA_2 else zone.replace(UNNAMED, "")
-    except ConfigError:
-        return zone
 
 
 def _write(text: str, place: str) -> None:

@@ -51,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
         _end(error, f"error: {error}")
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        notes = dict.fromkeys(getattr(stopped, "__notes__", ["before its run was open"]))
+        notes = dict.fromkeys(getattr(stopped, "__notes__", []))  # of the runs that it has ended
         _end(stopped, "; ".join([str(stopped), *notes]))
         sys.exit(stopped.exit_code)
     except ModuleNotFoundError as error:

@@ -73,10 +73,8 @@ class Watch:
         before, now = self._last, _Moment.of(self._clock)
         self._last = now
         elapsed = now.since_boot - before.since_boot
-        suspended, jumped = (
-            elapsed - now.monotonic + before.monotonic,
-            now.utc - before.utc - elapsed,
-        )
+        suspended = elapsed - (now.monotonic - before.monotonic)
+        jumped = now.utc - before.utc - elapsed
         return Stretch(
             start_s=before.monotonic,
             end_s=now.monotonic,

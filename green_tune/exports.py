@@ -19,10 +19,9 @@ from codecarbon.output_methods.boamps.mapper import map_emissions_to_boamps
 from codecarbon.output_methods.emissions_data import EmissionsData
 
 from green_tune import __version__, models
-from green_tune.footprint import Measurement
+from green_tune.footprint import SECONDS_PER_HOUR, Measurement
 from green_tune.job import Job
 
-SECONDS_PER_HOUR = 3600
 DIGITS = 4  # of a share of 1
 MOSTLY = 0.5  # a report is of low quality when more than this share of its energy is modelled
 # Free text in BoAmps: the hub's names of the tasks, in the camel case that BoAmps asks for.

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from green_tune import emissions, gates, heartbeat
 from green_tune.clock import Clock, Watch
-from green_tune.footprint import Basis, Measurement, Segment, appended
+from green_tune.footprint import SECONDS_PER_HOUR, Basis, Measurement, Segment, appended
 from green_tune.job import Job
 from green_tune.nvml import GpuEnergy
 from green_tune.presence import Presence, Shares
@@ -25,7 +25,6 @@ from green_tune.presence import Presence, Shares
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-SECONDS_PER_HOUR = 3600
 NO_GPU = "none: no GPU was used"
 SHARED = "shared with other measured runs, split equally,"
 OTHERS = 0.1  # of the CPUs, used by other programs, is said
@@ -46,9 +45,9 @@ class Machine(Protocol):
 class Account:
     """What one run spends, or what belongs to none."""
 
-    def __init__(self, check: emissions.CrossCheck | None, others_s: float) -> None:
+    def __init__(self, check: emissions.CrossCheck | None = None) -> None:
         self.check = check
-        self.others_s = others_s  # that other programs had used of the CPUs, at the start
+        self.others_s = 0.0  # that other programs used of the CPUs meanwhile
         self.phase = "setup"  # until the first phase has ended
         self.segments: list[Segment] = []
         self.unsaved: list[Segment] = []
@@ -67,6 +66,10 @@ class Account:
         """Notes for how long something holds that a reader of the figures must know."""
         if seconds:
             self.remarks[what] = self.remarks.get(what, 0.0) + seconds
+
+    def fault(self, *reasons: str) -> None:
+        """Notes why the figures cannot be trusted; each reason once, however often it is met."""
+        self.faults = list(dict.fromkeys([*self.faults, *reasons]))
 
     @property
     def flags(self) -> list[str]:
@@ -99,14 +102,13 @@ class Meter:
         self._watch = Watch(clock, interval_s)
         self._interval_s = interval_s
         self._presence = Presence(gpus.uuids if gpus else (), clock=clock.monotonic)
-        self._nobody = Account(
-            None, 0.0
-        )  # what is read before the first account and after the last
+        self._nobody = Account()  # for what is read before the first account and after the last
         self._accounts: list[Account] = []
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._ended = threading.Event()
         self._writing = threading.Lock()
         self._warned = False
+        self._others_s = 0.0
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -146,18 +148,17 @@ class Meter:
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""
         check = self._cross_check() if checked else None
-        self._do(lambda: self._accounts.append(Account(check, self._watch.others_s())))
+        self._do(lambda: self._push(Account(check)))
 
     @contextmanager
     def account(self) -> Iterator[None]:
         """A block that spends for an account of its own; if it is not closed, for the outer one."""
-        self.open()
-        account = self._accounts[-1]
+        depth = len(self._accounts)
         try:
+            self.open()
             yield
         finally:
-            if account in self._accounts:
-                self._do(lambda: self._merge(account))
+            self._do(lambda: self._fold(depth))
 
     def keep(self, run_id: str) -> None:
         """Heartbeats of the current account are this run's; the first has all that was before.
@@ -177,8 +178,8 @@ class Meter:
         """
         account, outer = self._accounts[-1], self._accounts[-1].phase
         sync()
-        self._switch(account, name)
         try:
+            self._switch(account, name)
             yield
             sync()
         finally:
@@ -190,7 +191,7 @@ class Meter:
         The record is None where CodeCarbon failed, or was not asked.
         """
         account = self._accounts[-1]
-        self._do(self._accounts.pop)
+        self._do(self._pop)
         self._beat(account)  # for the next command, should the store be away
         record = account.check.stop() if account.check else None
         measurement = Measurement(
@@ -206,11 +207,22 @@ class Meter:
         faults = [*account.faults, *self._unread(), *silent, *gates.failures(measurement)]
         return replace(measurement, faults=faults), record
 
-    def _merge(self, account: Account) -> None:
-        """Gives the current account's segments to the one that it was opened in."""
-        self._accounts.remove(account)
-        for segment in account.segments:
-            self._accounts[-1].add(segment, self.basis.kg(segment.energy_kwh))
+    def _push(self, account: Account) -> None:
+        self._note_others()
+        self._accounts.append(account)
+
+    def _pop(self) -> Account:
+        self._note_others()
+        return self._accounts.pop()
+
+    def _fold(self, depth: int) -> None:
+        """Gives the segments of accounts that are left open to the one that they were opened in."""
+        while len(self._accounts) > depth:
+            left = self._pop()
+            if left.check:
+                left.check.stop()
+            for segment in left.segments:
+                self._accounts[-1].add(segment, self.basis.kg(segment.energy_kwh))
 
     def read(self) -> None:
         """Ends a segment now."""
@@ -289,16 +301,20 @@ class Meter:
             spent |= {name: kwh * shares.machine for name, kwh in machine.items()}
             if self._gpus:
                 spent |= self._gpus.spent(seconds, shares.gpus)
-                account.faults += self._gpus.faults()
+                account.fault(*self._gpus.faults())
         except Exception as error:  # whatever the instruments' libraries raise
-            fault = f"a reading failed: {type(error).__name__}: {error}"
-            account.faults += [fault] if fault not in account.faults else []
+            account.fault(f"a reading failed: {type(error).__name__}: {error}")
         return spent
 
+    def _note_others(self) -> None:
+        """What other programs used of the CPUs goes to the account in whose time they did."""
+        before, self._others_s = self._others_s, self._watch.others_s()
+        (self._accounts or [self._nobody])[-1].others_s += self._others_s - before
+
     def _other_programs(self, account: Account) -> list[str]:
-        used_s = self._watch.others_s() - account.others_s
         hours = sum(segment.runtime_h for segment in account.segments)
-        share = used_s / (hours * SECONDS_PER_HOUR * (os.cpu_count() or 1)) if hours else 0.0
+        cpus_s = hours * SECONDS_PER_HOUR * (os.cpu_count() or 1)
+        share = account.others_s / cpus_s if cpus_s else 0.0
         if share <= OTHERS or SHARED in account.remarks or not self._alone:
             return []
         return [f"other programs used {share:.0%} of the CPUs, and their energy is in it"]

@@ -13,12 +13,12 @@ from typing import Any
 import pynvml
 
 from green_tune.errors import HardwareMismatch
+from green_tune.footprint import SECONDS_PER_HOUR
 from green_tune.hardware import Device, identify
 
 GIB = 2**30
 MILLI = 1000
 JOULES_PER_KWH = 3.6e6
-SECONDS_PER_HOUR = 3600
 STILL_S = 0.9  # a counter that moves every 0.1 s at the slowest has moved by then
 COUNTER = "measured: NVML energy counter"
 SAMPLED = "measured: NVML power readings, once a second"

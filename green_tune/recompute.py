@@ -5,17 +5,20 @@ reckoned with another figure, or with one for each hour. It knows neither stores
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from green_tune.footprint import GRAMS_PER_KG, PHASES, Segment
-from green_tune.intensity import Intensity
+from green_tune import intensity
+from green_tune.errors import ConfigError
+from green_tune.footprint import GRAMS_PER_KG, OVERHEAD, PHASES, Segment
+from green_tune.intensity import ALPHA_2, Intensity
 from green_tune.results import RunRecord
-from green_tune.trace import HOUR_S, Trace
+from green_tune.trace import HOUR_S, UNNAMED, Trace
 
 RATE = "emissions_rate_kg_per_h"
-PARTS = ("", *(f"{name}/" for name in (*PHASES, "overhead")))
+PARTS = ("", *(f"{name}/" for name in PHASES), OVERHEAD)
 # Every kilogram of a record, and the energy that it is derived from.
 ENERGY_OF = {f"{part}emissions_kg": f"{part}energy_kwh" for part in PARTS} | {
     "emissions_low_kg": "energy_low_kwh",
@@ -65,6 +68,52 @@ def hole(record: RunRecord, trace: Trace, segments: Sequence[Segment] | None) ->
     spent = [segment for segment in segments or () if segment.energy_kwh]
     problem = _missing(record, spent) or _uncovered(trace, spent)
     return f"run {record.run_id[:8]} {problem}" if problem else ""
+
+
+def warnings(
+    records: Sequence[RunRecord], trace: Trace, segments: Mapping[str, Sequence[Segment]]
+) -> list[str]:
+    """What a reader of the new kilograms must know, a line for each reason, however many runs.
+
+    `segments` are those of each run by its id.
+    """
+    holes = {record.run_id: hole(record, trace, segments[record.run_id]) for record in records}
+    said = [
+        [line for run_id, line in holes.items() if line and bool(segments[run_id]) == timed]
+        for timed in (False, True)
+    ]
+    lines = [
+        f"no kilograms for {len(alike)} of {len(records)} runs: {alike[0]}"
+        + f" ({len(alike) - 1} more like it)" * (len(alike) > 1)
+        for alike in said
+        if alike
+    ]
+    elsewhere = _elsewhere([record for record in records if not holes[record.run_id]], trace)
+    return [*lines, elsewhere] if elsewhere else lines
+
+
+def _elsewhere(records: Sequence[RunRecord], trace: Trace) -> str:
+    """A trace of another country answers what would have been, and not what was."""
+    here = _country(trace.zone)
+    zones = Counter(
+        record.tags["intensity_zone"]
+        for record in records
+        if "energy_kwh" in record.metrics and record.tags.get("intensity_assumed") == "false"
+    )
+    others = [f"{n} in {zone}" for zone, n in zones.items() if zone not in ("given", here)]
+    if not here or not others:
+        return ""
+    said = f"the trace is of {trace.zone}, but runs were recorded elsewhere"
+    return f"what-if: {said}: {', '.join(others)}"
+
+
+def _country(zone: str) -> str:
+    """The country of a zone such as US-CAL-CISO, as runs record it; a name remains as it is."""
+    code = zone.split("-")[0]
+    try:
+        return intensity.resolve(code).zone if len(code) == ALPHA_2 else zone.replace(UNNAMED, "")
+    except ConfigError:
+        return zone
 
 
 def _missing(record: RunRecord, spent: Sequence[Segment]) -> str:

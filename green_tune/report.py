@@ -23,6 +23,7 @@ MARK = "★"
 KG_TO_G = 1000.0
 MINUTE_S, HOUR_S = 60, 3600
 WIDE = 120  # columns
+SHOWN = 5  # runs that a footnote names
 MEASURED = {"val_loss", "emissions_kg"}
 ENDED_BADLY = ("FAILED", "KILLED")
 LOSSES = ("val_loss", "val_bits_per_byte")
@@ -166,7 +167,8 @@ def run_summary(record: RunRecord) -> str:
         ("cost", f"{spent['emissions_kg']:.3g} kg CO2e ({intensities([record])})"),
         ("", f"{spent['energy_kwh']:.3g} kWh in {duration(spent['runtime_h'])}, {rate}"),
         ("", phases(record)),
-        ("", f"{modelled([record])}{bounds(record)}"),
+        ("", modelled([record])),
+        *(("", line) for line in [bounds(record)] if line),
         *(("note", flag) for flag in tags.get("energy_flags", "").split("; ") if flag),
         ("adapter", f"runs:/{record.run_id}/adapter"),
     )
@@ -184,7 +186,7 @@ def phases(record: RunRecord) -> str:
 def bounds(record: RunRecord) -> str:
     """Between what and what the machine really drew; empty where it is not known."""
     low, high = (record.metrics.get(f"energy_{end}_kwh") for end in ("low", "high"))
-    return f"; at the wall {low:.2g} to {high:.2g} kWh" if low and high else ""
+    return f"at the wall an estimated {low:.2g} to {high:.2g} kWh" if low and high else ""
 
 
 def trial_line(record: RunRecord) -> str:
@@ -254,7 +256,7 @@ def _footnotes(records: Sequence[RunRecord]) -> list[str]:
 def _flagged(records: Sequence[RunRecord]) -> str:
     """Which runs' figures need a second look, and where it is written why."""
     flagged = [_name(record) for record in records if record.tags.get("energy_flags")]
-    named = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")  # noqa: PLR2004
+    named = ", ".join(flagged[:SHOWN]) + ", ..." * (len(flagged) > SHOWN)
     return f"flagged, such as paused or shared, see their energy_flags: {named}" if flagged else ""
 
 

@@ -73,9 +73,14 @@ def made_by_one(url: str) -> Iterator[None]:
         yield
         return
     name = f"green-tune-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}.lock"
-    with (Path(tempfile.gettempdir()) / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, or by the process's death
+    # Everybody writes to this folder: a link that somebody has put there is not followed.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # freed when it is closed, or by the process's death
         yield
+    finally:
+        os.close(descriptor)
 
 
 def make_whole(url: str, make: Callable[[str], object]) -> None:
@@ -85,7 +90,7 @@ def make_whole(url: str, make: Callable[[str], object]) -> None:
     opens again.
     """
     path = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or path.exists():
+    if not url.startswith("sqlite:///") or ":memory:" in url or "?" in url or path.exists():
         return
     draft = path.with_name(f"{path.name}.new")
     for left in (draft, draft.with_name(f"{draft.name}-journal")):

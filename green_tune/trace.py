@@ -17,9 +17,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from green_tune.errors import ConfigError
+from green_tune.intensity import HIGHEST_G_PER_KWH
 
 HOUR_S, DAY_S = 3600.0, 86400.0
-HIGHEST_G_PER_KWH = 2000.0  # above every grid and every diesel generator: a typing error
 UNNAMED = "unnamed zone"
 KINDS = {"life cycle": ("lifecycle", "lca"), "direct": ("direct",)}  # the better one first
 ZONE_COLUMNS = ("zoneid", "zonename", "country")  # the most exact one first

@@ -275,7 +275,8 @@ def test_a_counter_that_stands_still_makes_even_a_short_run_invalid(
 ) -> None:
     monkeypatch.setattr(gpu, "count", lambda: None)
     measurement = measure(20)
-    assert any("stands still" in fault for fault in measurement.faults)
+    (still,) = [fault for fault in measurement.faults if "stands still" in fault]  # once, not 20
+    assert gpu.name in still
     assert watts(measurement, "train") == pytest.approx(328, rel=0.05)  # by its power meanwhile
 
 
@@ -367,6 +368,29 @@ def test_other_programs_that_use_the_cpus_are_flagged_with_their_share(clock: Fa
             clock.pass_(10, others=share * cpus)
             measurement, _ = meter.close()
         assert [flag.partition(", and")[0] for flag in measurement.flags] == flags
+
+
+def test_processes_that_train_together_are_no_other_programs(clock: FakeClock) -> None:
+    basis = Basis(g_per_kwh=G_PER_KWH)
+    with Meter(FakeMachine(), None, basis, alone=False, clock=clock, interval_s=NEVER_S) as meter:
+        meter.open(checked=False)
+        clock.pass_(10, others=os.cpu_count() or 1)
+        assert meter.close()[0].flags == []
+
+
+def test_what_others_use_during_a_trial_is_not_laid_to_what_lies_around_it(
+    clock: FakeClock,
+) -> None:
+    cpus = os.cpu_count() or 1
+    with running(clock) as meter:
+        clock.pass_(10)
+        with meter.account():
+            clock.pass_(100, others=0.5 * cpus)
+            trial, _ = meter.close()
+        clock.pass_(10)
+        outer, _ = meter.close()
+    assert trial.flags == ["other programs used 50% of the CPUs, and their energy is in it"]
+    assert outer.flags == []
 
 
 def test_a_clock_that_is_set_changes_no_figure_and_is_said(clock: FakeClock) -> None:

@@ -228,7 +228,8 @@ def test_a_run_says_where_its_energy_went_and_how_much_it_may_have_been_at_the_w
     known = replace(known, tags={**known.tags, "energy_flags": "paused for 6.0 s; suspended"})
     screen = report.run_summary(known)
     assert "train 67%, setup 33%\n" in screen
-    assert "25% of this energy is a model; at the wall 0.005 to 0.012 kWh" in screen
+    assert "25% of this energy is a model\n" in screen
+    assert "at the wall an estimated 0.005 to 0.012 kWh\n" in screen
     assert "note      paused for 6.0 s\nnote      suspended" in screen
 
 

@@ -189,3 +189,23 @@ def test_only_one_process_at_a_time_makes_a_database(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    url, precious = f"sqlite:///{tmp_path / 'runs.db'}", tmp_path / "precious"
+    precious.write_text("of somebody")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+        with store.made_by_one(url):
+            (lock,) = tmp_path.glob("*.lock")
+        lock.unlink()
+        lock.symlink_to(precious)
+        with pytest.raises(OSError, match="lock"), store.made_by_one(url):
+            pass
+    assert precious.read_text() == "of somebody"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///runs.db?timeout=5"])
+def test_what_is_no_plain_file_is_left_to_mlflow(here: Path, url: str) -> None:
+    store.make_whole(url, lambda draft: pytest.fail(f"{draft} was made"))
+    assert list(here.iterdir()) == []

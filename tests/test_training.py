@@ -1,8 +1,11 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,8 @@ from transformers import (
 )
 
 from green_tune import stop, tiny, training
-from green_tune.errors import ModelError, Stopped, TrainingDiverged
+from green_tune.errors import HardwareMismatch, ModelError, Stopped, TrainingDiverged
+from green_tune.hardware import Device
 from green_tune.job import Job
 from green_tune.training import Progress
 
@@ -276,3 +280,18 @@ def test_a_real_pretrained_model_learns_real_data(make_job: MakeJob, shared: Pat
     _, seen = fit(job)
     losses = curve(seen, "val_loss")
     assert losses[-1] < losses[0] / 4
+
+
+def test_a_gpu_that_torch_uses_but_nobody_measures_is_refused(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake torch.cuda: there is no GPU here."""
+    measured = Device(kind="cuda", name="Tesla T4", memory_gib=15, uuid="GPU-aaaa")
+    job = replace(make_job(), devices=(measured,))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = SimpleNamespace(uuid="bbbb")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
+    with pytest.raises(HardwareMismatch, match=r"another GPU .bbbb. than the one that is measured"):
+        training.load(job)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"

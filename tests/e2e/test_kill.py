@@ -36,6 +36,7 @@ from optuna.trial import TrialState
 from green_tune.footprint import PHASES
 from green_tune.meter import INTERVAL_S
 from green_tune.sweep import TAKEN
+from green_tune.tracking import Tracker
 
 pytestmark = pytest.mark.e2e
 
@@ -254,6 +255,28 @@ def test_a_sweep_that_is_killed_again_and_again_loses_no_joule_older_than_a_hear
     lost = [lost_s(house, killed) for killed in dead]
     with capsys.disabled():
         sys.stdout.write(summary(dead, lost))
+
+
+def test_a_launchers_run_has_its_energy_from_before_mlflow_is_imported(
+    tmp_path: Path, store_uri: str
+) -> None:
+    client = MlflowClient(store_uri)
+    run_id = client.create_run("0").info.run_id
+    beats = tmp_path / "state" / "green-tune" / "heartbeats" / f"{run_id}.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.train", "--gpu", "cpu"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_RUN_ID": run_id},
+    )
+    until = time.monotonic() + 60
+    while not beats.exists() and time.monotonic() < until:
+        time.sleep(POLL_S)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "green_tune.worker" not in client.get_run(run_id).data.tags  # nobody had taken it yet
+    Tracker(store_uri)
+    dead = client.get_run(run_id)
+    assert dead.info.status == "KILLED"
+    assert dead.data.metrics["energy_kwh"] > 0
 
 
 def kill(house: House, start: Start, moment: Moment, rng: random.Random) -> Killed:

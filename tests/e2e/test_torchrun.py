@@ -79,6 +79,7 @@ def test_two_processes_of_a_node_are_one_run_that_is_measured_once(
     run = the_run(start(*launcher))
     one, two = alone.data.metrics, run.data.metrics
     assert run.data.tags["energy_valid"] == "true"
+    assert "other programs" not in run.data.tags.get("energy_flags", "")  # the other rank is ours
     assert two["train_tokens"] == one["train_tokens"]
     assert two["steps"] == one["steps"]
     assert two["start_val_loss"] == pytest.approx(one["start_val_loss"], rel=1e-6)
