@@ -1,6 +1,8 @@
 """What hardware would be: clocks, a machine of constant power, and NVML over made-up GPUs."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -8,8 +10,14 @@ from uuid import uuid4
 import pynvml
 import pytest
 
+from green_tune.footprint import Basis, Measurement
+from green_tune.meter import Meter
+from green_tune.nvml import GpuEnergy
+
 GIB = 2**30
 JOULES_PER_KWH = 3.6e6
+NEVER_S = 1e6  # of real time: readings come at edges alone, or when a test asks for one
+G_PER_KWH = 400.0
 
 
 class FakeClock:
@@ -150,3 +158,25 @@ class FakeNvml:
             return answer(*handle)
 
         return ask
+
+
+@contextmanager
+def running(clock: FakeClock, gpus: GpuEnergy | None = None) -> Iterator[Meter]:
+    """A meter whose account is not compared with CodeCarbon, which knows nothing of fakes."""
+    with pytest.MonkeyPatch.context() as patch:  # one folder of meters for each made-up machine
+        patch.setenv("GREEN_TUNE_METERS", f"{os.environ['GREEN_TUNE_METERS']}-{clock.machine}")
+        meter = Meter(
+            FakeMachine(),
+            gpus,
+            Basis(g_per_kwh=G_PER_KWH, pue=1.25),
+            clock=clock,
+            interval_s=NEVER_S,
+        )
+    with meter:
+        meter.open(checked=False)
+        yield meter
+
+
+def watts(measurement: Measurement, phase: str) -> float:
+    footprint = measurement.phases()[phase]
+    return footprint.energy_kwh * 1000 / footprint.runtime_h
