@@ -34,6 +34,7 @@ from green_tune import job as jobs
 from green_tune.config import TrainConfig
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.training import Watch
 
 RUN_ID = f"benchmark-{os.getpid()}"  # its heartbeats lie where those of runs do: on a real disk
 SETTLE_S = 0.5  # so that a tracker's start is left out, and its regular work lies in the window
@@ -234,14 +235,14 @@ def _quiet(pairs: Samples) -> list[tuple[Sample, Sample]]:
 def _train(job: Job, *, metered: bool) -> Sample:
     tuner, known = training.load(job), threads()
     if not metered:
-        return Sample.of(lambda: tuner.fit(lambda _: None), known)
+        return Sample.of(tuner.fit, known)
     waits: list[float] = []
     with _metered(job) as meter:
         phase = partial(_timed_phase, meter, waits)
 
         def fit() -> None:
             with phase("train"):
-                tuner.fit(lambda _: None, phase)
+                tuner.fit(Watch(phase=phase))
 
         return replace(Sample.of(fit, known), waited_s=sum(waits))
 

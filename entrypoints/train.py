@@ -1,5 +1,6 @@
 """`mlflow run . -e train`: one LoRA fine-tuning run, measured and tracked."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -8,7 +9,12 @@ from entrypoints.options import launchers_run, options_of, run
 from green_tune.config import TrainConfig
 
 if TYPE_CHECKING:
+    from green_tune.checkpoint import Checkpoint
     from green_tune.job import Job
+    from green_tune.meter import Meter
+    from green_tune.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 
 @click.command(help="Fine-tune one LoRA adapter; measure and track it.")
@@ -27,28 +33,48 @@ def _train(asked: dict[str, str]) -> None:
         _follow(job)
         return
 
+    from green_tune import checkpoint
     from green_tune.meter import Meter
 
+    kept = checkpoint.claim(job)
     with Meter.of(job) as meter:
         meter.open()  # from here on what is spent, imports included, is the run's
-        meter.keep(launchers_run())
+        meter.keep(kept.run_id or launchers_run())
         from green_tune import store
         from green_tune.bill import measured
         from green_tune.tracking import Tracker
 
         tracker = Tracker(store.tracking_uri())
+        _check_there(tracker, kept, meter)
         name = f"{job.source.name}-{job.task.name}"
+        opened = (
+            tracker.resumed(kept.run_id) if kept.run_id else tracker.run("train", name, asked=asked)
+        )
         with (
-            tracker.run("train", name, asked=asked) as current,
+            kept.until_the_end(),
+            opened as current,
             measured(job, current, meter) as bill,
         ):
             from green_tune import report, views  # these, and torch, with the run and its bill open
             from green_tune.experiment import run_experiment
 
-            run_experiment(job, current, bill)
+            run_experiment(job, current, bill, kept)
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
     click.echo(views.where(tracker.uri, link))
+
+
+def _check_there(tracker: "Tracker", kept: "Checkpoint", meter: "Meter") -> None:
+    """A run that somebody has deleted is not gone on with."""
+    if not kept.run_id or tracker.has(kept.run_id):
+        return
+    from green_tune import heartbeat
+
+    log.warning("run %s is no longer in the store: the training starts anew", kept.run_id)
+    meter.keep(launchers_run())
+    heartbeat.set_aside(kept.run_id)  # our own by now, beside those of the sessions before
+    heartbeat.forget(kept.run_id)
+    kept.remove()
 
 
 def _follow(job: "Job") -> None:

@@ -66,6 +66,8 @@ def _close(job: Job, run: Run, bill: Bill) -> Measurement:
     """Ends the measurement and writes it down: figures, how they are known, and three files."""
     measurement, record = bill.meter.close()
     measurement = _of_all_nodes(job, measurement, bill.together)
+    if run.sessions > 1:
+        measurement = run.with_earlier(measurement)
     run.log_measurement(measurement)
     heartbeat.forget(run.id)
     if record:

@@ -90,9 +90,16 @@ class TrainConfig(Options):
         0.0, "Dropout before the adapter; costs time and memory.", low=0.0, high=0.99
     )
     lora_targets: str = option(
-        "all-linear", "Adapted layers: all-linear, or names such as q_proj,v_proj."
+        "all-linear", "Adapted: all-linear, attention, mlp, or names such as q_proj,v_proj."
+    )
+    lora_layers: int = option(
+        0, "Adapt only the top n layers, and go back no further; 0 for all.", low=0, high=10_000
     )
     use_rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rank-stabilised).")
+    use_dora: bool = option(False, "Weight-decomposed LoRA; a fifth slower.")
+    loraplus_ratio: float = option(
+        1.0, "LoRA+: learning rate of B over that of A; 1 for plain LoRA.", low=1.0, high=1000.0
+    )
     max_seq_len: int = option(
         512, "Tokens of an example; what is longer is cut.", low=16, high=1_000_000
     )
@@ -104,8 +111,47 @@ class TrainConfig(Options):
     precision: str = option(
         "auto", "Arithmetic of the training.", choices=("auto", "fp32", "bf16", "fp16")
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations: a fifth slower, much less memory."
+    quantization: str = option(
+        "auto",
+        "Base weights in 4 bits: auto where it does not fit otherwise.",
+        choices=("auto", "none", "nf4"),
+    )
+    batching: str = option(
+        "auto",
+        "No padding (flat), prompts computed once where shared (tree), or padded rows.",
+        choices=("auto", "tree", "flat", "padded"),
+    )
+    attention: str = option(
+        "auto",
+        "How flat batches attend: by the device.",
+        choices=("auto", "documents", "padded", "varlen"),
+    )
+    micro_batch_tokens: int = option(
+        0, "Most tokens of one forward pass; 0: as many as fit.", low=0, high=10_000_000
+    )
+    gradient_checkpointing: str = option(
+        "auto",
+        "Recompute activations: a fifth slower, much less memory.",
+        choices=("auto", "true", "false"),
+    )
+    kernels: str = option(
+        "auto", "Fused layers: liger where it is installed.", choices=("auto", "torch", "liger")
+    )
+    compile: bool = option(False, "Compile the layers; pays after about an hour.")
+    min_gain_per_g: float = option(
+        0.0,
+        "Stop when a gram CO2e lowers the validation loss by less than this; 0: never.",
+        low=0.0,
+        high=1e9,
+    )
+    quality_examples: int = option(
+        64, "Task metrics on the first n, before and after; 0 for none.", low=0
+    )
+    checkpoint_minutes: float = option(
+        10.0, "Time between checkpoints to resume from; 0 for none.", low=0.0, high=1e6
+    )
+    resume: str = option(
+        "auto", "Go on where the same command was stopped: auto, never, or a run id."
     )
     seed: int = option(
         0, "Seeds the adapter, the order of the data, and a sweep.", low=0, high=2**32 - 1

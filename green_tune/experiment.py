@@ -9,29 +9,41 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from green_tune import __version__, nvml, training
+from green_tune import __version__, nvml, quality, training
 from green_tune.bill import Bill
+from green_tune.checkpoint import Checkpoint
 from green_tune.errors import StoreError
+from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
 from green_tune.meter import Meter
 from green_tune.results import TrainResult
 from green_tune.tracking import Run
+from green_tune.training import FineTuner, Phase, Watch
 
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "codecarbon", "mlflow", "optuna", "datasets",
 )  # fmt: skip
 
+SECONDS_PER_MINUTE = 60
+
 log = logging.getLogger(__name__)
 
 
-def run_experiment(job: Job, run: Run, bill: Bill) -> TrainResult:
+def run_experiment(
+    job: Job, run: Run, bill: Bill, checkpoint: Checkpoint | None = None
+) -> TrainResult:
     """Trains a job's adapter, phase by phase, and writes what came of it to `run`.
+
+    With a checkpoint it goes on where an earlier session was stopped, and can be gone on with.
 
     Raises:
         RunFailed: it diverged or did not fit.
@@ -43,12 +55,29 @@ def run_experiment(job: Job, run: Run, bill: Bill) -> TrainResult:
         run.log_params(job.config.to_params() | job.plan.to_params())
         tuner = training.load(job)
         _report_cuts(job, tuner)
+        keeper = _Keeper(job, run, checkpoint, phase)
+        kept = keeper.earlier(tuner.steps)
+    if not kept:
+        before = _quality(tuner, phase)
+        run.log_metrics({f"start_{name}": value for name, value in before.items()})
     with _Bar(job, run, bill.meter, tuner.steps) as bar, phase("train"):
-        result = tuner.fit(bar.update, phase)
+        result = tuner.fit(
+            Watch(
+                on_progress=bar.update,
+                phase=phase,
+                spent_g=lambda: (run.spent_kg + bill.meter.emitted_kg) * GRAMS_PER_KG,
+                kept=kept,
+                keep=keeper.keep,
+                due=keeper.due,
+            )
+        )
     run.log_metrics(result.to_metrics(), step=result.steps)
+    if result.steps < result.steps_planned:
+        run.set_tags({"stopped_early": f"after step {result.steps} of {result.steps_planned}"})
     with phase("save"):
         _save_adapter(tuner, run)
     training.from_everywhere(None)  # all wait, and are measured, until it is saved
+    run.log_metrics(_quality(tuner, phase), step=result.steps)
     bill.together = training.from_everywhere
     return result
 
@@ -58,10 +87,20 @@ def follow(job: Job, meter: Meter | None) -> None:
     phase = partial(meter.phase, sync=training.synchronize) if meter else training.unmeasured
     with phase("setup"):
         tuner = training.load(job)
+    _quality(tuner, phase)
     with phase("train"):
-        tuner.fit(lambda progress: None, phase)
+        tuner.fit(Watch(phase=phase))
     training.from_everywhere(None)
+    _quality(tuner, phase)
     training.from_everywhere(meter.close()[0] if meter else None)
+
+
+def _quality(tuner: FineTuner, phase: Phase) -> dict[str, float]:
+    """Task metrics of the adapter as it is: one process measures them, and all wait for it."""
+    if not tuner.job.config.quality_examples:
+        return {}
+    with phase("quality"):
+        return training.from_everywhere(quality.measure(tuner))[0]  # type: ignore[no-any-return]
 
 
 def describe(job: Job, run: Run) -> None:
@@ -111,6 +150,44 @@ def _save_adapter(tuner: training.FineTuner, run: Run) -> None:
     shutil.rmtree(folder)
 
 
+class _Keeper:
+    """Keeps a training's state, and what of its metrics the store may not have by then."""
+
+    def __init__(self, job: Job, run: Run, checkpoint: Checkpoint | None, phase: Phase) -> None:
+        self._run = run
+        self._checkpoint = checkpoint
+        self._phase = phase
+        self._every_s = job.config.checkpoint_minutes * SECONDS_PER_MINUTE
+        self._kept_s = time.monotonic()
+
+    def earlier(self, steps: int) -> dict[str, Any] | None:
+        """The state to go on from; None where the training begins."""
+        data = self._checkpoint.read() if self._checkpoint else None
+        if data is None:
+            return None
+        state = training.from_bytes(data)
+        self._run.write_again(state["unwritten"])
+        log.warning(
+            "goes on with run %s (%s) at step %d of %d (resume=never starts anew)",
+            self._run.name, self._run.id, state["step"], steps,
+        )  # fmt: skip
+        return state
+
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        waited_s = time.monotonic() - self._kept_s
+        return bool(self._checkpoint and self._checkpoint.wanted and waited_s >= self._every_s)
+
+    def keep(self, make_state: Callable[[], dict[str, Any]]) -> None:
+        """Writes a checkpoint, unless none are wanted."""
+        if not self._checkpoint or not self._checkpoint.wanted:
+            return
+        with self._phase("save"):
+            state = make_state() | {"unwritten": self._run.unwritten}
+            self._checkpoint.write(self._run.id, training.to_bytes(state))
+        self._kept_s = time.monotonic()
+
+
 class _Bar:
     """The progress bar of one training; passes what is measured on to the run."""
 
@@ -154,4 +231,5 @@ class _Bar:
             )
             if key in self._shown
         ]
-        return " ".join([*shown, f"{self._meter.emitted_kg * 1000:.3g} {self._unit}"])
+        grams = (self._run.spent_kg + self._meter.emitted_kg) * GRAMS_PER_KG
+        return " ".join([*shown, f"{grams:.3g} {self._unit}"])

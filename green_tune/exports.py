@@ -84,7 +84,7 @@ def _task(job: Job, measurement: Measurement) -> form.BoAmpsTask:
 
 def _algorithm(job: Job) -> form.BoAmpsAlgorithm:
     hub_id = job.source.place if job.source.kind == "hub" else ""
-    known = [model.parameters_b for model in models.MODELS if model.hub_id == hub_id]
+    known = [model.shape.parameters_b for model in models.MODELS if model.hub_id == hub_id]
     tree = f"/tree/{job.commit}" if job.commit else ""
     return form.BoAmpsAlgorithm(
         training_type="supervisedLearning",

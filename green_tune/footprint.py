@@ -13,8 +13,9 @@ from typing import Self
 
 # What a run does, in this order; `between` is what lies between the others, `paused` when the
 # process was stopped from outside.
-PHASES = ("setup", "train", "eval", "save", "between", "paused")
+PHASES = ("setup", "train", "eval", "quality", "save", "between", "paused")
 OVERHEAD = "overhead/"  # prefix of what a sweep spends beside its trials
+RESUMED = "resumed "  # what a flag begins with that says how often
 GRAMS_PER_KG = 1000
 CC_RUNTIME = "codecarbon.runtime_h"
 SEGMENT_S = 60.0  # of the time series; a longer stretch of one phase is several
@@ -196,6 +197,28 @@ class Measurement:
                 flags.append(f"node {number} is measured in another way: {other.basis.methods}")
             facts |= {k: facts.get(k, 0.0) + v for k, v in other.facts.items() if k != CC_RUNTIME}
         return replace(self, segments=segments, flags=flags, faults=faults, facts=facts)
+
+    def after(self, earlier: "Measurement", times: int = 1) -> "Measurement":
+        """This session's measurement with what the run had spent before it was resumed.
+
+        What overlaps with this session is this session, written down before. Flags and faults of
+        all sessions hold for the sum; facts, which are one session's, stay this one's.
+        """
+        began_s = min((segment.started_s for segment in self.segments), default=math.inf)
+        before = [s for s in earlier.segments if s.ended_s < began_s + CLOSE_S]
+        if not before:
+            return self
+        known = [f for f in (*earlier.flags, *self.flags) if not f.startswith(RESUMED)]
+        often = "once" if times == 1 else f"{times} times"
+        flags = [f"{RESUMED}{often}, what lies between sessions is not counted", *known]
+        if earlier.basis.methods != self.basis.methods:
+            flags.append(f"a session before was measured in another way: {earlier.basis.methods}")
+        return replace(
+            self,
+            segments=[*before, *self.segments],
+            flags=list(dict.fromkeys(flags)),
+            faults=list(dict.fromkeys([*earlier.faults, *self.faults])),
+        )
 
     def with_fault(self, fault: str) -> "Measurement":
         """The same, with one more reason not to trust it."""

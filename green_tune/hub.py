@@ -5,7 +5,7 @@ error or a missing licence costs a second and one clear line. Files that are in 
 are used without asking.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_session,
+    hf_hub_download,
     hf_raise_for_status,
     try_to_load_from_cache,
 )
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from green_tune.errors import DataError, ModelError, UsageError
+from green_tune.models import read_config
 from green_tune.tasks import HubData
 
 T = TypeVar("T")
@@ -52,6 +54,21 @@ def check_model(hub_id: str, revision: str) -> str:
         return str(commit)
 
     return _ask(ask, f"model {hub_id}", ModelError, revision)
+
+
+def model_config(hub_id: str, commit: str) -> Mapping[str, Any]:
+    """The config.json of a base model, a few hundred bytes; from the local cache if it is there.
+
+    Raises:
+        ModelError: the hub cannot be reached, or the file is no JSON object.
+    """
+    path = _ask(
+        lambda: hf_hub_download(hub_id, "config.json", revision=commit, etag_timeout=TIMEOUT_S),
+        f"model {hub_id}",
+        ModelError,
+        commit,
+    )
+    return read_config(Path(path))
 
 
 def _check_access(hub_id: str) -> None:

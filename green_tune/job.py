@@ -7,46 +7,25 @@ written. It imports no door but NVML's and, for those who ask for it, the hub's.
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from green_tune import data, hardware, intensity, models, nvml, ranks, store, tasks
 from green_tune.config import TrainConfig
-from green_tune.errors import ConfigError
 from green_tune.hardware import Device
 from green_tune.intensity import Intensity
 from green_tune.models import Source
+from green_tune.plan import Plan, make_plan
 from green_tune.ranks import Rank
+from green_tune.shapes import Shape, check_causal
 from green_tune.tasks import Task
 
 log = logging.getLogger(__name__)
 
-BF16_FROM = (8, 0)  # the first compute capability with native bf16; older ones emulate it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the hardware makes of a config, with a reason for each choice.
-
-    The examples of one optimiser step are batch_size x accumulation_steps, as asked, however
-    they are cut into micro-batches.
-    """
-
-    precision: str
-    attention: str
-    micro_batch_size: int
-    accumulation: int
-    reasons: tuple[str, ...]
-
-    def to_params(self) -> dict[str, str]:
-        """The plan as MLflow params, its reasons included."""
-        return {
-            "plan.precision": self.precision,
-            "plan.attention": self.attention,
-            "plan.micro_batch_size": str(self.micro_batch_size),
-            "plan.accumulation": str(self.accumulation),
-            "plan.reasons": "; ".join(self.reasons),
-        }
+GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +41,8 @@ class Job:
     task: Task
     data: data.Data
     intensity: Intensity
+    shape: Shape | None = None  # None where its config.json does not tell
+    family: str = ""
 
     @property
     def device(self) -> Device:
@@ -70,7 +51,12 @@ class Job:
 
     def with_config(self, config: TrainConfig) -> "Job":
         """The same job with other hyperparameters: a trial of a sweep."""
-        return replace(self, config=config, plan=make_plan(config, self.device))
+        return replace(self, config=config, plan=self._plan(config))
+
+    def _plan(self, config: TrainConfig) -> Plan:
+        return _plan(
+            config, self.device, self.shape, self.family, self.data.shared, self.rank.world
+        )
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -84,8 +70,15 @@ def prepare(config: TrainConfig) -> Job:
     source = models.resolve(config.model)
     rank = ranks.this()
     devices = hardware.choose_for(rank.here, config.gpu, nvml.find_gpus(), _cpu())
-    plan = make_plan(config, devices[rank.local], rank.world)
+    device = devices[rank.local]
+    if device.gpu_type == "unknown":
+        log.warning("%s is not in the table of GPUs: running with safe settings", device.name)
     store.check_reachable(store.tracking_uri())
+    commit = _commit(source, config.revision)
+    described = _config_json(source, commit)
+    check_causal(described, source.name)
+    shape, family = Shape.of(described), str(described.get("model_type", ""))
+    _plan(config, device, shape, family, 0.0, rank.world)  # does it fit, before the data is read
     examples = data.load(
         task,
         config.data,
@@ -94,67 +87,40 @@ def prepare(config: TrainConfig) -> Job:
     )
     return Job(
         config=config,
-        plan=plan,
+        plan=_plan(config, device, shape, family, examples.shared, rank.world),
         rank=rank,
         devices=devices,
         source=source,
-        commit=_commit(source, config.revision),
+        commit=commit,
         task=task,
         data=examples,
         intensity=zone,
+        shape=shape,
+        family=family,
     )
 
 
-def make_plan(config: TrainConfig, device: Device, processes: int = 1) -> Plan:
-    """What the device makes of the config.
-
-    Raises:
-        ConfigError: the asked precision would be emulated or is not supported there, or the
-            examples of a step cannot be shared equally by that many processes.
-    """
-    precision, reason = _precision(config, device)
-    reasons = [reason, "attention sdpa: runs everywhere"]
-    micro = config.batch_size
-    if device.gpu_type == "unknown":
-        micro = 1
-        reasons.append("micro-batch 1: this GPU is not in the table, its limits are not known")
-        log.warning("%s is not in the table of GPUs: running with safe settings", device.name)
-    mine = _share(config.batch_size * config.accumulation_steps, processes)
-    if processes > 1:
-        micro = math.gcd(micro, mine)
-        reasons.append(f"{mine} examples of each step in each of {processes} processes")
-    return Plan(
-        precision=precision,
-        attention="sdpa",
-        micro_batch_size=micro,
-        accumulation=mine // micro,
-        reasons=tuple(reasons),
+def _plan(
+    config: TrainConfig, device: Device, shape: Shape | None, family: str, shared: float, world: int
+) -> Plan:
+    return make_plan(
+        config,
+        device,
+        shape,
+        processes=world,
+        shared=shared,
+        family=family,
+        liger=bool(find_spec("liger_kernel")),
+        nf4=bool(find_spec("bitsandbytes")),
     )
 
 
-def _share(examples: int, processes: int) -> int:
-    if examples % processes:
-        raise ConfigError(
-            f"batch_size x accumulation_steps = {examples} examples of a step cannot be shared "
-            f"equally by {processes} processes; take a multiple of {processes}"
-        )
-    return examples // processes
+def _config_json(source: Source, commit: str) -> Mapping[str, Any]:
+    if (config := models.config_of(source)) is not None:
+        return config
+    from green_tune import hub  # only those who ask for the hub pay for its libraries
 
-
-def _precision(config: TrainConfig, device: Device) -> tuple[str, str]:
-    native_bf16 = device.kind == "cuda" and device.capability >= BF16_FROM
-    asked = config.precision
-    if asked == "bf16" and device.kind == "cuda" and not native_bf16:
-        raise ConfigError(f"precision=bf16 would be emulated on {device.name}; use fp16 or auto")
-    if asked == "fp16" and device.kind == "cpu":
-        raise ConfigError("precision=fp16 needs a GPU; use fp32 or auto")
-    if asked != "auto":
-        return asked, f"{asked}: asked for"
-    if device.kind == "cpu":
-        return "fp32", "fp32: a CPU"
-    if device.gpu is None:
-        return "fp32", "fp32: the GPU is not in the table"
-    return ("bf16", "bf16: native") if native_bf16 else ("fp16", "fp16: bf16 would be emulated")
+    return hub.model_config(source.place, commit)
 
 
 def _commit(source: Source, revision: str) -> str:
@@ -167,7 +133,14 @@ def _commit(source: Source, revision: str) -> str:
 
 def _cpu() -> Device:
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return Device(kind="cpu", name=_cpu_name(), memory_gib=pages * size / 2**30)
+    return Device(kind="cpu", name=_cpu_name(), memory_gib=min(pages * size, _allowed()) / GIB)
+
+
+def _allowed() -> float:
+    """What a container may use of the memory, in bytes."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return float(text) if text.isdigit() else math.inf
 
 
 def _cpu_name() -> str:

@@ -8,20 +8,25 @@ adapter is trained is `training`'s affair.
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
-from green_tune import tiny
+from green_tune import attention, lora, tiny
 from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
 from green_tune.hardware import Device
 from green_tune.job import Job
 
+PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi; of GPT-2
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn"),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc"),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,9 +42,13 @@ def adapted_model(job: Job) -> tuple[PeftModel, Any]:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
+    attention.register()
     with named_out_of_memory(job):
-        base, tokenizer = _load_base(job)
-        return _adapted(job, base).to(device), tokenizer
+        base, tokenizer = _load_base(job, device)
+        model = _adapted(job, base)
+        lora.fuse(model)
+        _prepare(job, base)
+        return model.to(device) if job.plan.quantization == "none" else model, tokenizer
 
 
 def _open(job: Job) -> torch.device:
@@ -71,26 +80,70 @@ def _check_same(device: Device, index: int) -> None:
         )
 
 
-def _load_base(job: Job) -> tuple[Any, Any]:
+def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
     place = str(tiny.folder()) if job.source.kind == "built" else job.source.place
     revision = {"revision": job.commit} if job.commit else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[job.plan.precision],
-            attn_implementation=job.plan.attention,
+            attn_implementation=attention.NAMES[job.plan.attention],
             output_loading_info=True,
+            use_safetensors=True,  # other formats can run code when they are read
+            trust_remote_code=False,
+            **_quantized(job, device),
             **revision,
         )
     except Exception as error:  # broken folders fail in as many ways as there are file formats
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
     base, report = loaded
     _check_whole(job, base, tokenizer, report)
     return base, tokenizer
+
+
+def _quantized(job: Job, device: torch.device) -> dict[str, Any]:
+    """The base in 4 bits, as QLoRA does it (arXiv 2305.14314): nf4 with quantised constants."""
+    if job.plan.quantization == "none":
+        return {}
+    return {
+        "device_map": {"": device},
+        "quantization_config": BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[job.plan.precision],
+        ),
+    }
+
+
+def _prepare(job: Job, base: Any) -> None:
+    """What the plan asks for beside the adapter."""
+    if job.plan.checkpointing:
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    if job.plan.kernels == "liger":
+        _use_liger(base)
+    if job.plan.compile:
+        for layer in _layers(base):
+            layer.compile(dynamic=True)
+
+
+def _use_liger(base: Any) -> None:
+    """Liger's fused layers; the loss is our own, which needs no kernel."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(
+        model=base, cross_entropy=False, fused_linear_cross_entropy=False
+    )
+
+
+def _layers(base: Any) -> list[Any]:
+    """The decoder's layers, from the bottom: the longest list of modules that there is."""
+    lists = [m for m in base.modules() if isinstance(m, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
 
 
 def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
@@ -109,17 +162,21 @@ def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
 
 def _adapted(job: Job, base: Any) -> Any:
     config = job.config
+    targets = _targets(job, base)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
-        target_modules=_targets(job, base),
+        use_dora=config.use_dora,
+        target_modules=targets,
+        layers_to_transform=_top_layers(job, base),
     )
     try:
         with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
             return get_peft_model(base, lora)
     except ValueError as error:
         raise ModelError(f"{job.source.name} cannot take an adapter: {error}") from None
@@ -128,23 +185,49 @@ def _adapted(job: Job, base: Any) -> Any:
 def _targets(job: Job, base: Any) -> str | list[str]:
     """The layers to adapt; each must be there, as peft passes over those that are not."""
     asked = job.config.lora_targets
+    there = _linear_names(base)
     if asked.lower() == "all-linear":
-        return "all-linear"
-    there = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
+        return there if job.config.lora_layers else "all-linear"
+    if asked.lower() in PLACES:
+        names = [name for name in there if name in PLACES[asked.lower()]]
+        return names or _no_layer(job, asked, there)
+    every = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
     names = [name.strip() for name in asked.split(",")]
     for name in names:
-        if name not in there:
-            linear = sorted(
-                {n.rpartition(".")[2] for n, m in base.named_modules() if hasattr(m, "weight")}
-            )
-            raise ModelError(
-                f"lora_targets={asked}: {job.source.name} has no layer {name!r}; it has "
-                f"{', '.join(linear)}, or take all-linear"
-            )
+        if name not in every:
+            return _no_layer(job, repr(name), there)
     return names
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _linear_names(base: Any) -> list[str]:
+    """The names of the linear layers inside of the decoder's layers."""
+    linear = {
+        name.rpartition(".")[2]
+        for layer in _layers(base)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    return sorted(linear)
+
+
+def _no_layer(job: Job, what: str, there: Sequence[str]) -> list[str]:
+    raise ModelError(
+        f"lora_targets={job.config.lora_targets}: {job.source.name} has no layer {what}; it has "
+        f"{', '.join(there)}, or take all-linear"
+    )
+
+
+def _top_layers(job: Job, base: Any) -> list[int] | None:
+    """The numbers of the layers to adapt; below the lowest of them nothing goes backward."""
+    if not (asked := job.config.lora_layers):
+        return None
+    layers = len(_layers(base))
+    if asked > layers:
+        raise ModelError(f"lora_layers={asked}: {job.source.name} has {layers}")
+    return list(range(layers - asked, layers))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """True for a GPU's, and for a CPU's, which has no type of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
@@ -155,10 +238,10 @@ def named_out_of_memory(job: Job) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"{job.source.name} does not fit into {job.device} with batch_size="
-            f"{job.plan.micro_batch_size}, max_seq_len={job.config.max_seq_len}: lower one of "
+            f"{job.source.name} does not fit into {job.device} with micro_batch_tokens="
+            f"{job.plan.micro_batch_tokens}, max_seq_len={job.config.max_seq_len}: lower one of "
             "them, or set gradient_checkpointing=true"
         ) from error

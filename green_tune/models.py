@@ -3,12 +3,15 @@
 Adding a model is adding a row. Nothing is downloaded or loaded here: `hub` and `training` do.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from green_tune.errors import ModelError
+from green_tune.shapes import SHAPES, Shape
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -19,7 +22,11 @@ class Model:
 
     name: str
     hub_id: str
-    parameters_b: float  # billions, embeddings included
+
+    @property
+    def shape(self) -> Shape:
+        """Its layers and widths."""
+        return SHAPES[self.name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +40,28 @@ class Source:
 
 # All four are gated: their licence is accepted once, on the model's page of the hub.
 MODELS = (
-    Model(name="llama-2-7b", hub_id="meta-llama/Llama-2-7b-hf", parameters_b=6.738),
-    Model(name="mistral-7b", hub_id="mistralai/Mistral-7B-v0.1", parameters_b=7.242),
-    Model(name="gemma-2b", hub_id="google/gemma-2b", parameters_b=2.506),
-    Model(name="gemma-7b", hub_id="google/gemma-7b", parameters_b=8.538),
+    Model(name="llama-2-7b", hub_id="meta-llama/Llama-2-7b-hf"),
+    Model(name="mistral-7b", hub_id="mistralai/Mistral-7B-v0.1"),
+    Model(name="gemma-2b", hub_id="google/gemma-2b"),
+    Model(name="gemma-7b", hub_id="google/gemma-7b"),
 )
 
 TINY = "tiny"
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def resolve(name: str) -> Source:
@@ -57,6 +79,32 @@ def resolve(name: str) -> Source:
     if HUB_ID.fullmatch(name):
         return Source(kind="hub", place=name, name=name)
     raise ModelError(_unknown(name))
+
+
+def config_of(source: Source) -> Mapping[str, Any] | None:
+    """The config.json of what is built in or in a folder; None for what is on the hub.
+
+    Raises:
+        ModelError: the file is no JSON object.
+    """
+    if source.kind == "built":
+        return TINY_CONFIG
+    return read_config(Path(source.place) / "config.json") if source.kind == "folder" else None
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A base model's config.json.
+
+    Raises:
+        ModelError: it cannot be read, or is no JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return config
 
 
 def _existing(name: str) -> Path | None:

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,6 +27,14 @@ SHOWN = 5  # runs that a footnote names
 MEASURED = {"val_loss", "emissions_kg"}
 ENDED_BADLY = ("FAILED", "KILLED")
 LOSSES = ("val_loss", "val_bits_per_byte")
+QUALITY = {
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
 HYPERPARAMETERS = {
     "batch_size": "batch",
     "accumulation_steps": "acc",
@@ -164,6 +172,7 @@ def run_summary(record: RunRecord) -> str:
         ("", tags["device"]),
         ("val loss", loss),
         ("", f"{figures['val_bits_per_byte']:.4g} bits per byte"),
+        *(("quality", line) for line in [quality(record)] if line),
         ("cost", f"{spent['emissions_kg']:.3g} kg CO2e ({intensities([record])})"),
         ("", f"{spent['energy_kwh']:.3g} kWh in {duration(spent['runtime_h'])}, {rate}"),
         ("", phases(record)),
@@ -173,6 +182,21 @@ def run_summary(record: RunRecord) -> str:
         ("adapter", f"runs:/{record.run_id}/adapter"),
     )
     return "\n" + "\n".join(f"{label:9} {text}" for label, text in lines) + "\n"
+
+
+def quality(record: RunRecord) -> str:
+    """The task's metrics before and after the training, and on how many examples; may be empty."""
+    figures = record.metrics
+    changes = [
+        f"{name} {_share(figures, f'start_quality.{key}')} → {_share(figures, f'quality.{key}')}"
+        for key, name in QUALITY.items()
+        if f"quality.{key}" in figures
+    ]
+    return f"{', '.join(changes)} (n={figures['quality.examples']:.0f})" if changes else ""
+
+
+def _share(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[name]:.2f}" if name in figures else "?"
 
 
 def phases(record: RunRecord) -> str:

@@ -25,9 +25,13 @@ class TrainResult:
     start_val_loss: float
     train_loss: float
     steps: int
-    train_tokens: int
+    steps_planned: int  # more than `steps` where it was stopped early
+    train_tokens: int  # of all examples, without padding, shared ones counted for each
+    processed_tokens: int  # what the model has computed: with padding, shared ones once
+    micro_batch_halvings: int  # after an out-of-memory
     trainable_parameters: int
     memory_peak_gib: float
+    memory_estimate_gib: float  # modelled beforehand; 0 where it was not
 
     def to_metrics(self) -> dict[str, float]:
         """The figures as MLflow metrics; the losses are there already, as curves."""
@@ -35,8 +39,11 @@ class TrainResult:
             "start_val_loss": self.start_val_loss,
             "steps": float(self.steps),
             "train_tokens": float(self.train_tokens),
+            "processed_tokens": float(self.processed_tokens),
+            "micro_batch_halvings": float(self.micro_batch_halvings),
             "trainable_parameters": float(self.trainable_parameters),
             "memory_peak_gib": self.memory_peak_gib,
+            "memory_estimate_gib": self.memory_estimate_gib,
         }
 
 

@@ -67,12 +67,15 @@ SPACE = {
     )
 }
 
+WITHOUT = {"quality_examples": "0"}  # it would cost energy in each trial; the front uses the loss
+
 _SPECS = {spec.name: spec for spec in fields(TrainConfig)}
 
 
 def defaults() -> dict[str, str]:
-    """The text of every TrainConfig option in a sweep: its default, or its dimension."""
-    return TrainConfig().to_params() | {name: str(dim) for name, dim in SPACE.items()}
+    """The text of every TrainConfig option in a sweep: its own default, or its dimension."""
+    asked = {name: str(dim) for name, dim in SPACE.items()}
+    return TrainConfig().to_params() | WITHOUT | asked
 
 
 def split(asked: Mapping[str, str]) -> tuple[TrainConfig, dict[str, Dimension]]:

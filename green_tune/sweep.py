@@ -106,7 +106,8 @@ def missing(study: optuna.Study, trials: int) -> int:
 def _identity(job: Job, space: Space) -> dict[str, str]:
     """What must be equal for two trials to be compared in one study."""
     fixed = {k: v for k, v in job.config.to_params().items() if k not in space}
-    del fixed["gpu"], fixed["seed"]
+    for name in ("gpu", "seed", "resume", "checkpoint_minutes", "quality_examples"):
+        del fixed[name]
     varied = {name: str(dimension) for name, dimension in space.items()}
     return fixed | varied | {"device": job.device.gpu_type, "data": job.data.digest}
 

@@ -5,13 +5,14 @@ tokenised apart: their boundary is exact with every tokenizer, and prompts share
 It knows no files and no tokenizers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from green_tune.errors import ConfigError, DataError
 
 Row = Mapping[str, Any]
+Quality = Literal["answers", "summaries", "labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +20,15 @@ class Example:
     """One prompt and its completion. The loss is taken on the completion only.
 
     The prompt is `head + body + tail`; where it is too long, the body alone is cut, so the
-    question and the instruction survive.
+    question and the instruction survive. `references` are all accepted answers, the completion
+    first.
     """
 
     head: str
     body: str
     tail: str
     completion: str
+    references: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -48,12 +51,17 @@ class Task:
     """One row: a name, the fields that a row of data needs, and how it is put to a model.
 
     `template` holds one field between its first pair of braces that may be cut: the long one.
+    `accepted` gives every right completion of a row; the first alone is taught. `quality` says
+    what completions are and so how they are scored. At most `max_new_tokens` are generated for
+    that: 0 where the model only weighs the known labels.
     """
 
     name: str
     fields: tuple[str, ...]
     template: tuple[str, str, str]  # head, the long field's name, tail
-    completion: Callable[[Row], str]
+    accepted: Callable[[Row], Sequence[str]]
+    quality: Quality
+    max_new_tokens: int
     hub: HubData
 
     def example(self, row: Row) -> Example:
@@ -67,11 +75,13 @@ class Task:
                 raise DataError(f"field {name!r} is missing; {self.name} needs {self._needs()}")
         head, body, tail = self.template
         texts = {name: _text(name, row[name]) for name in self.fields[:-1]}
+        accepted = [_text(self.fields[-1], text).strip() for text in self.accepted(row)]
         return Example(
             head=head.format(**texts),
             body=texts[body].strip(),
             tail=tail.format(**texts),
-            completion=_text(self.fields[-1], self.completion(row)).strip(),
+            completion=accepted[0],
+            references=tuple(dict.fromkeys(accepted)),
         )
 
     def _needs(self) -> str:
@@ -88,10 +98,16 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _first_answer(row: Row) -> str:
+def _answers(row: Row) -> list[str]:
     match row["answers"]:
-        case {"text": [str(text), *_]} | [{"text": str(text)}, *_]:  # the first: as on the hub
-            return _text("answers", text)
+        case {"text": [*texts]}:  # as on the hub
+            pass
+        case [*answers]:
+            texts = [one.get("text") if isinstance(one, Mapping) else None for one in answers]
+        case _:
+            texts = []
+    if texts and all(isinstance(text, str) for text in texts):
+        return texts
     raise DataError('field \'answers\' is not a list of answers, such as [{"text": "Paris"}]')
 
 
@@ -112,7 +128,9 @@ TASKS = {
             name="qa",
             fields=("context", "question", "answers"),
             template=("Context: ", "context", "\nQuestion: {question}\nAnswer:\n"),
-            completion=_first_answer,
+            accepted=_answers,
+            quality="answers",
+            max_new_tokens=32,
             hub=HubData(
                 id="rajpurkar/squad",
                 config=None,
@@ -124,7 +142,9 @@ TASKS = {
             name="summarization",
             fields=("document", "summary"),
             template=("Document: ", "document", "\nSummary:\n"),
-            completion=lambda row: row["summary"],
+            accepted=lambda row: [row["summary"]],
+            quality="summaries",
+            max_new_tokens=96,
             hub=HubData(
                 id="abisee/cnn_dailymail",
                 config="3.0.0",
@@ -136,7 +156,9 @@ TASKS = {
             name="sentiment",
             fields=("text", "label"),
             template=("Review: ", "text", "\nSentiment:\n"),
-            completion=_label,
+            accepted=lambda row: [_label(row)],
+            quality="labels",
+            max_new_tokens=0,
             hub=HubData(
                 id="stanfordnlp/sst2",
                 config=None,

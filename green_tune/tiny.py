@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,23 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from green_tune import samples
 from green_tune.errors import ModelError
+from green_tune.models import TINY_CONFIG
 from green_tune.tasks import TASKS
 
+SHAPE = {key: value for key, value in TINY_CONFIG.items() if key != "model_type"}
 SPECIAL = ("<pad>", "<s>", "</s>")
-CONFIG: dict[str, Any] = {
-    "vocab_size": 1024,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.02,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 OUTPUT_STD = 0.125  # 1 / sqrt(hidden size): logits of order one from the start
 
 
@@ -43,7 +30,7 @@ def folder() -> Path:
 
     It is named for what it is made of, so that a change of any of it builds another.
     """
-    recipe = json.dumps([CONFIG, OUTPUT_STD, SPECIAL, _texts()]).encode()
+    recipe = json.dumps([SHAPE, OUTPUT_STD, SPECIAL, _texts()]).encode()
     place = _cache() / f"tiny-{hashlib.sha256(recipe).hexdigest()[:12]}"
     if not place.exists():
         try:
@@ -65,7 +52,7 @@ def build(target: Path) -> Path:
     _tokenizer().save_pretrained(target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**CONFIG))
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
         torch.nn.init.normal_(model.lm_head.weight, std=OUTPUT_STD)
     model.save_pretrained(target)
     return target
@@ -79,7 +66,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         _texts(),
         trainers.BpeTrainer(
-            vocab_size=CONFIG["vocab_size"],
+            vocab_size=SHAPE["vocab_size"],
             special_tokens=list(SPECIAL),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

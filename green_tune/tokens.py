@@ -7,7 +7,7 @@ tokenizer. It works on any tokenizer of transformers and imports none.
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from green_tune.errors import DataError
+from green_tune.errors import DataError, ModelError
 from green_tune.tasks import Example
 
 
@@ -15,13 +15,14 @@ class Encoded(TypedDict):
     """One example in tokens: [BOS] prompt completion [EOS].
 
     The last `labelled` ids are the completion with its end token; `cut` is true when the long
-    field of the prompt was shortened to fit.
+    field of the prompt was shortened to fit. `number` is its place among the examples given.
     """
 
     input_ids: list[int]
     labelled: int
     completion_bytes: int
     cut: bool
+    number: int
 
 
 class Encoder:
@@ -31,7 +32,12 @@ class Encoder:
         self._tokenizer = tokenizer
         self._max = max_seq_len
         self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self._end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "its tokenizer has no end token, so a completion would never end: name one as "
+                "eos_token in its tokenizer_config.json"
+            )
+        self._end = [tokenizer.eos_token_id]
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """The examples that fit, in order; too long ones lose the end of their long field.
@@ -44,13 +50,15 @@ class Encoder:
         """
         prompts = self._ids([example.prompt for example in examples])
         completions = self._ids([example.completion for example in examples])
-        triples = zip(examples, prompts, completions, strict=True)
-        encoded = [one for triple in triples if (one := self._join(*triple))]
+        rows = zip(range(len(examples)), examples, prompts, completions, strict=True)
+        encoded = [one for row in rows if (one := self._join(*row))]
         if not encoded:
             raise DataError(f"not one example fits into max_seq_len={self._max} tokens")
         return encoded
 
-    def _join(self, example: Example, prompt: list[int], completion: list[int]) -> Encoded | None:
+    def _join(
+        self, number: int, example: Example, prompt: list[int], completion: list[int]
+    ) -> Encoded | None:
         completion = completion + self._end
         room = self._max - len(self._start) - len(completion)
         cut = len(prompt) > room
@@ -64,6 +72,7 @@ class Encoder:
             labelled=len(completion),
             completion_bytes=len(example.completion.encode()),
             cut=cut,
+            number=number,
         )
 
     def _shorten(self, example: Example, room: int) -> list[int] | None:

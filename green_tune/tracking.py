@@ -25,18 +25,20 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     Metric,
     Param,
     RunTag,
     ViewType,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
 from green_tune import gates, heartbeat, stop, store, worker
 from green_tune.errors import ConfigError, StoreError
-from green_tune.footprint import OVERHEAD, Measurement, to_csv
+from green_tune.footprint import OVERHEAD, Measurement, from_csv, to_csv
 from green_tune.results import RunRecord
 
 log = logging.getLogger(__name__)
@@ -44,8 +46,10 @@ log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
 STATUS, ERROR, FRONT = "green_tune.status", "green_tune.error", "green_tune.front"
-WORKER = "green_tune.worker"
+WORKER, SESSIONS = "green_tune.worker", "green_tune.sessions"
+NOTE = "mlflow.note.content"
 KINDS = ("train", "trial")  # what is compared; a sweep's own run holds their totals
+RESUMPTION = "resumption"  # the kind of a launcher's run whose training goes on in another
 FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
 MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobody named
 PAGE = 1000
@@ -68,6 +72,9 @@ class Run:
         self._buffer: list[Metric] = []
         self._writing = threading.Lock()
         self._ended = threading.Event()
+        self._last_steps: dict[str, int] = {}  # of curves that sessions before have logged
+        self.sessions = 1  # this one, and those before it
+        self.spent_kg = 0.0  # by those before
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Writes those params that are not there yet: `mlflow run` has logged what was typed.
@@ -90,12 +97,35 @@ class Run:
         now_ms = int(time.time() * 1000)
         self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
 
+    @property
+    def unwritten(self) -> list[tuple[str, float, int, int]]:
+        """Metrics that may not have reached the store: key, value, time in ms, and step."""
+        return [(m.key, m.value, m.timestamp, m.step) for m in list(self._buffer)]
+
+    def write_again(self, points: Sequence[tuple[str, float, int, int]]) -> None:
+        """Notes what was `unwritten` in an earlier session; nothing is in the store twice."""
+        self._buffer += [Metric(*point) for point in points]
+
     def flush(self) -> None:
         """Writes what is buffered; what could not be written stays buffered."""
         with _named(), self._writing:
             while batch := self._buffer[:FLUSH_POINTS]:
-                self._client.log_batch(self.id, metrics=batch)
+                if new := [point for point in batch if not self._is_there(point)]:
+                    self._client.log_batch(self.id, metrics=new)
                 del self._buffer[: len(batch)]
+
+    def _is_there(self, point: Metric) -> bool:
+        """True for steps of a curve that are done once more, to the bit as they were before.
+
+        Figures have no steps, and a point that is equal to the last bit and millisecond MLflow
+        itself takes for the same.
+        """
+        if self.sessions == 1 or not point.step:
+            return False
+        if point.key not in self._last_steps:
+            history = self._client.get_metric_history(self.id, point.key)
+            self._last_steps[point.key] = max((there.step for there in history), default=-1)
+        return bool(point.step <= self._last_steps[point.key])
 
     def write_regularly(self) -> None:
         """Flushes until `end`; the body of a thread."""
@@ -144,6 +174,25 @@ class Run:
         self.set_tags(measurement.to_tags())
         self.flush()
         self.log_text(to_csv(measurement.segments), "energy.csv")
+
+    def with_earlier(self, measurement: Measurement) -> Measurement:
+        """This session's measurement with what the figures of those before it hold."""
+        with _named():
+            text = _read_text(self._client, self.id, "energy.csv")
+            tags = self._client.get_run(self.id).data.tags
+        if text is None:
+            return measurement
+        try:
+            segments = from_csv(text)
+        except ValueError as error:  # of another version of green-tune
+            return measurement.with_fault(f"the energy before it was resumed is {error}")
+        earlier = Measurement(
+            segments=segments,
+            basis=replace(measurement.basis, methods=_methods(tags)),
+            flags=_said(tags, "energy_flags"),
+            faults=_said(tags, "energy_faults"),
+        )
+        return measurement.after(earlier, max(1, int(tags.get(SESSIONS, "1")) - 1))
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Writes a matplotlib figure as an artifact."""
@@ -238,28 +287,40 @@ class Tracker:
         """
         with _named():
             run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
-        try:
-            if asked:  # as the launcher logs it, so that both ways of starting leave the same run
-                run.log_params({key: shlex.quote(text) for key, text in asked.items()})
-            threading.Thread(target=run.write_regularly, daemon=True).start()
+        with _written(run, asked or {}):
             yield run
-        except KeyboardInterrupt as stopped:
-            _end(run, "KILLED", str(stopped) or "stopped by Ctrl-C")
-            stopped.add_note("what was spent is logged")
-            raise
-        except BaseException as error:
-            _end(run, "FAILED", f"{type(error).__name__}: {error}")
-            raise
-        run.end("FINISHED")
 
     @contextmanager
-    def adopted(self, kind: str, name: str, asked: Mapping[str, str]) -> Iterator[None]:
-        """A run for a command that only reads: the launcher's, where there is one, else none."""
+    def resumed(self, run_id: str) -> Iterator[Run]:
+        """Another session of a run that was stopped, closed as by `run`.
+
+        The launcher's run, where there is one, says where to look, and is in no table.
+        """
+        with _named():
+            run = self._reopen(run_id)
+        note = {NOTE: f"goes on in run {run.id}"}
+        with _written(run, {}), self.adopted(RESUMPTION, run.name, {}, note):
+            yield run
+
+    @contextmanager
+    def adopted(
+        self, kind: str, name: str, asked: Mapping[str, str], tags: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
+        """A run for a command without one of its own: the launcher's, where there is one."""
         if "MLFLOW_RUN_ID" not in os.environ:
             yield
             return
-        with self.run(kind, name, asked=asked):
+        with self.run(kind, name, asked=asked, tags=tags):
             yield
+
+    def has(self, run_id: str) -> bool:
+        """Whether there is such a run, and nobody has deleted it."""
+        try:
+            return str(self._client.get_run(run_id).info.lifecycle_stage) == LifecycleStage.ACTIVE
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise StoreError(f"the tracking store cannot be used: {_line(error)}") from error
 
     def get(self, run_id: str) -> RunRecord:
         """One run as it stands in the store."""
@@ -276,12 +337,8 @@ class Tracker:
 
     def read_text(self, run_id: str, name: str) -> str | None:
         """A text that a run holds as an artifact; None where it has none of that name."""
-        folder = name.rpartition("/")[0] or None
-        with _named(), TemporaryDirectory() as copy:
-            if name not in {file.path for file in self._client.list_artifacts(run_id, folder)}:
-                return None
-            path = Path(self._client.download_artifacts(run_id, name, copy))
-            return path.read_text(encoding="utf-8", errors="replace")
+        with _named():
+            return _read_text(self._client, run_id, name)
 
     def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the experiment that this tracker writes to."""
@@ -316,7 +373,9 @@ class Tracker:
                 self._bury(record)
         for run_id in heartbeat.of_the_dead():
             with suppress(MlflowException):  # a run of another store
-                self._bury(_record(self._client.get_run(run_id)))
+                found = self._client.get_run(run_id)
+                if found.info.lifecycle_stage == LifecycleStage.ACTIVE:  # nobody has deleted it
+                    self._bury(_record(found))
 
     def _bury(self, record: RunRecord) -> None:
         """Writes what a dead process had spent at its last heartbeat, and closes its run.
@@ -333,7 +392,11 @@ class Tracker:
             judged = replace(
                 measurement, faults=[*measurement.faults, *gates.failures(measurement)]
             )
-            run.log_measurement(judged, OVERHEAD if record.kind == "sweep" else "")
+            if record.kind == "sweep":
+                run.log_measurement(judged, OVERHEAD)
+            else:
+                measurement = run.with_earlier(judged)
+                run.log_measurement(measurement)
         heartbeat.forget(run.id)  # before the end: nobody looks for the heartbeats of a closed run
         ended_s = measurement.segments[-1].ended_s if measurement else None
         if record.status == "RUNNING":
@@ -353,6 +416,18 @@ class Tracker:
             return str(found.experiment_id)
         return str(self._client.create_experiment(name))
 
+    def _reopen(self, run_id: str) -> Run:
+        """Takes a closed run up again: first as ours, so that nobody buries it, then as open."""
+        found = self._client.get_run(run_id)
+        run = Run(self._client, run_id, found.info.experiment_id, str(found.info.run_name))
+        run.sessions = int(found.data.tags.get(SESSIONS, "1")) + 1
+        run.spent_kg = found.data.metrics.get("emissions_kg", 0.0)
+        run.set_tags({WORKER: worker.this(), SESSIONS: str(run.sessions)})
+        self._client.update_run(run_id, "RUNNING")
+        for key in {STATUS, ERROR} & found.data.tags.keys():
+            self._client.delete_tag(run_id, key)
+        return run
+
     def _open(self, name: str, tags: Mapping[str, str], parent: Run | None) -> Run:
         adopted = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
         if adopted:
@@ -367,6 +442,43 @@ class Tracker:
             self.experiment_id, tags=resolve_tags() | lineage | tags, run_name=name
         )
         return Run(self._client, made.info.run_id, self.experiment_id, name)
+
+
+@contextmanager
+def _written(run: Run, asked: Mapping[str, str]) -> Iterator[None]:
+    """A block in which a run is open, closed with how the block ended."""
+    try:
+        if asked:  # as the launcher logs it, so that both ways of starting leave the same run
+            run.log_params({key: shlex.quote(text) for key, text in asked.items()})
+        threading.Thread(target=run.write_regularly, daemon=True).start()
+        yield
+    except KeyboardInterrupt as stopped:
+        _end(run, "KILLED", str(stopped) or "stopped by Ctrl-C")
+        stopped.add_note("what was spent is logged")
+        raise
+    except BaseException as error:
+        _end(run, "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    run.end("FINISHED")
+
+
+def _read_text(client: MlflowClient, run_id: str, name: str) -> str | None:
+    folder = name.rpartition("/")[0] or None
+    with TemporaryDirectory() as copy:
+        if name not in {file.path for file in client.list_artifacts(run_id, folder)}:
+            return None
+        path = Path(client.download_artifacts(run_id, name, copy))
+        return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _methods(tags: Mapping[str, str]) -> dict[str, str]:
+    """How each part of the energy was obtained, by a run's tags."""
+    names = {part: f"energy_{part}_method" for part in ("cpu", "gpu", "ram")}
+    return {part: tags.get(name, "") for part, name in names.items()}
+
+
+def _said(tags: Mapping[str, str], name: str) -> list[str]:
+    return tags[name].split("; ") if name in tags else []
 
 
 def _end(run: Run, status: str, error: str) -> None:

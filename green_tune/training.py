@@ -1,35 +1,37 @@
-"""LoRA training with transformers' Trainer, our own validation, and the adapter that comes of it.
+"""LoRA training step by step, its validations, and the adapter that comes of it.
 
 `load` gives a FineTuner; `fit` trains and validates it; `save` writes the adapter. It does not
 know MLflow, Optuna or what a kilowatt-hour is: it reports steps and losses to its caller. Where
-the model comes from is `loading`'s affair.
+the model comes from is `loading`'s affair, and what a step is `stepper`'s.
 """
 
+import io
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
-from green_tune import stop
-from green_tune.errors import TrainingDiverged
+from green_tune import batches, patience, stop
+from green_tune.batches import Micro, Schedule
+from green_tune.data import Data
+from green_tune.errors import Stopped, TrainingDiverged
 from green_tune.job import Job
 from green_tune.loading import adapted_model, named_out_of_memory
+from green_tune.loss import LabelLoss
+from green_tune.probe import check_examples_apart
 from green_tune.results import TrainResult
+from green_tune.stepper import Stepper
 from green_tune.tokens import Encoded, Encoder
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # torch's mark for positions without a label
 LOGGED_POINTS = 200  # of the loss curve; each costs a device synchronisation
 GIB = 2**30
 
@@ -53,6 +55,25 @@ def unmeasured(_: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on: all of it may be left out.
+
+    `spent_g` says what the run has emitted so far, in g CO2e. `kept` holds the state of an
+    earlier session to go on from, and `keep` takes a new one whenever `due` says so.
+    """
+
+    on_progress: OnProgress = lambda progress: None
+    phase: Phase = unmeasured
+    spent_g: Callable[[], float] = lambda: 0.0
+    kept: dict[str, Any] | None = None
+    keep: Callable[[Callable[[], dict[str, Any]]], None] = lambda state: None
+    due: Callable[[], bool] = lambda: False
+
+
+UNWATCHED = Watch()
+
+
 def cuda_version() -> str:
     """The CUDA that torch was built for; empty for a CPU build."""
     return str(torch.version.cuda or "")
@@ -62,6 +83,19 @@ def synchronize() -> None:
     """Waits until the GPU has done what it was given; where there is none, nothing waits."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """A state as bytes, for `from_bytes`."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> dict[str, Any]:
+    """The state of `to_bytes`, in the CPU's memory; it can hold values and tensors, no code."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    return state
 
 
 def from_everywhere(mine: Any) -> list[Any]:
@@ -87,106 +121,99 @@ class FineTuner:
     """A base model with a LoRA adapter, ready to be trained once."""
 
     def __init__(self, job: Job, model: PeftModel, tokenizer: Any) -> None:
-        self._job = job
-        self._model = model
-        self._pad_id = tokenizer.pad_token_id or 0
+        self.job = job
+        self.model = model
+        self.tokenizer = tokenizer
+        self.loss = LabelLoss(model)
         self.max_seq_len = _context(model, job.config.max_seq_len)
-        encoder = Encoder(tokenizer, self.max_seq_len)
-        self.train = encoder.encode(job.data.train)
-        self.validation = encoder.encode(job.data.validation)
+        self.encoder = Encoder(tokenizer, self.max_seq_len)
+        self.train = self.encoder.encode(job.data.train)
+        self.validation = self.encoder.encode(job.data.validation)
         self.fits = {
             "train": Fit.of(self.train, len(job.data.train)),
             "validation": Fit.of(self.validation, len(job.data.validation)),
         }
-
-    def fit(self, on_progress: OnProgress, phase: Phase = unmeasured) -> TrainResult:
-        """Trains for the configured epochs; validates before, during and at the end.
-
-        Each validation happens inside of a block `phase("eval")`.
-
-        Raises:
-            TrainingDiverged: the loss is no longer a finite number.
-            OutOfMemory: a micro-batch does not fit on the device.
-        """
-        collator = _Collator(self._pad_id)
-        watcher = _Watcher(self, collator, on_progress, phase)
-        with tempfile.TemporaryDirectory() as folder, named_out_of_memory(self._job):
-            trainer = Trainer(
-                model=self._model,
-                args=_arguments(self._job, folder, self.steps),
-                train_dataset=self.train,
-                data_collator=collator,
-                callbacks=[watcher],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return self._result(watcher, collator)
-
-    @property
-    def evals(self) -> int:
-        """Validations of the whole training, besides the one before it."""
-        return self._job.config.evals
+        self._schedule = Schedule(
+            _groups(job.data, self.train),
+            size=job.plan.examples,
+            epochs=job.config.epochs,
+            seed=job.config.seed,
+            batching=job.plan.batching,  # type: ignore[arg-type]
+        )
+        self._to_validate: list[Micro] = []
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        plan = self._job.plan
-        at_once = plan.micro_batch_size * self._job.rank.world
-        micro_batches = math.ceil(len(self.train) / at_once)
-        return math.ceil(micro_batches / plan.accumulation) * self._job.config.epochs
+        return self._schedule.steps
+
+    def fit(self, watch: Watch = UNWATCHED) -> TrainResult:
+        """Trains for the configured epochs; validates before, during and at the end.
+
+        Each validation happens inside of a block `phase("eval")`. A request to stop waits for the
+        end of a step, and `keep` is called before it is passed on.
+
+        Raises:
+            TrainingDiverged: the loss is no longer a finite number.
+            OutOfMemory: not even the smallest micro-batch fits on the device.
+            ModelError: examples that lie side by side would see one another.
+        """
+        with named_out_of_memory(self.job):
+            check_examples_apart(self.loss, self.train, self.job.plan)
+            stepper = Stepper(self.job, self.loss, self.steps)
+            course = _Course(self, stepper, watch)
+            try:
+                course.begin()
+                while course.goes_on():
+                    stop.check()
+                    with stop.held():
+                        stepper.step(self._examples(course.done))
+                        course.count()
+                    course.look()
+            except Stopped:
+                with stop.held():
+                    course.keep()
+                raise
+        return course.result()
 
     def validate(self) -> "Validation":
-        """The loss over the whole validation set, exact for every batch size.
+        """The loss over the whole validation set, exact for every way to cut it.
 
-        Sum of the completion tokens' negative log-likelihoods over their number, in nats: the
-        mean of batch means, which Trainer reports, would move with the batch size.
+        Sum of the completion tokens' negative log-likelihoods over their number, in nats.
         """
-        self._model.eval()
-        total = 0.0
-        by_length = sorted(self.validation, key=lambda e: len(e["input_ids"]))
-        collator = _Collator(self._pad_id)
-        size, rank = self._job.plan.micro_batch_size, self._job.rank
-        with torch.inference_mode(), named_out_of_memory(self._job):
-            for start in range(size * rank.number, len(by_length), size * rank.world):
-                batch = collator(by_length[start : start + size])
-                total += self._summed_loss({k: v.to(self._model.device) for k, v in batch.items()})
-        self._model.train()
-        total = sum(from_everywhere(total))
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        with torch.inference_mode(), named_out_of_memory(self.job):
+            for micro in self._validation_micros():
+                total += self.loss(micro).cpu()
+        self.model.train()
+        summed = sum(from_everywhere(float(total)))
         labels = sum(example["labelled"] for example in self.validation)
         text_bytes = sum(example["completion_bytes"] for example in self.validation)
-        return Validation(loss=total / labels, bits_per_byte=total / math.log(2) / text_bytes)
+        return Validation(loss=summed / labels, bits_per_byte=summed / math.log(2) / text_bytes)
 
     def save(self, folder: Path) -> None:
         """Writes the adapter alone, as safetensors, and names its base as it was asked for."""
-        config = self._model.peft_config["default"]
-        source = self._job.source
+        config = self.model.peft_config["default"]
+        source = self.job.source
         config.base_model_name_or_path = source.place if source.kind == "hub" else source.name
-        config.revision = self._job.commit or None
-        self._model.save_pretrained(str(folder), save_embedding_layers=False)
+        config.revision = self.job.commit or None
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form: says nothing
 
-    def _summed_loss(self, batch: dict[str, torch.Tensor]) -> float:
-        labels = batch.pop("labels")[:, 1:]
-        logits = self._model(**batch, use_cache=False).logits[:, :-1]
-        labelled = labels != IGNORED
-        loss = torch.nn.functional.cross_entropy(
-            logits[labelled].float(), labels[labelled], reduction="sum"
-        )
-        return float(loss)
+    def _examples(self, step: int) -> list[Encoded]:
+        return [self.train[number] for number in self._schedule.step(step)]
 
-    def _result(self, watcher: "_Watcher", collator: "_Collator") -> TrainResult:
-        first, last = watcher.validations[0], watcher.validations[-1]
-        peak = torch.cuda.max_memory_allocated() if self._job.device.kind == "cuda" else 0
-        return TrainResult(
-            val_loss=last.loss,
-            val_bits_per_byte=last.bits_per_byte,
-            start_val_loss=first.loss,
-            train_loss=watcher.train_loss,
-            steps=self.steps,
-            train_tokens=sum(from_everywhere(collator.tokens)),
-            trainable_parameters=self._model.num_parameters(only_trainable=True),
-            memory_peak_gib=peak / GIB,
-        )
+    def _validation_micros(self) -> list[Micro]:
+        """This process's part of the validation set, cut once."""
+        if not self._to_validate:
+            rank, plan = self.job.rank, self.job.plan
+            mine = batches.shares(self.validation, rank.world)[rank.number]
+            how: Any = plan.batching
+            self._to_validate = batches.cut(
+                mine, how, tokens=plan.micro_batch_tokens, rows=plan.micro_batch_size
+            )
+        return self._to_validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,137 +247,166 @@ def _context(model: Any, asked: int) -> int:
     return min(asked, limit)
 
 
-class _Collator:
-    """Pads a micro-batch to its longest example, and counts the tokens that are not padding."""
-
-    def __init__(self, pad_id: int) -> None:
-        self._pad_id = pad_id
-        self.tokens = 0
-
-    def __call__(self, examples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        width = max(len(example["input_ids"]) for example in examples)
-        self.tokens += sum(len(example["input_ids"]) for example in examples)
-        return {
-            "input_ids": _padded([e["input_ids"] for e in examples], width, self._pad_id),
-            "attention_mask": _padded([[1] * len(e["input_ids"]) for e in examples], width, 0),
-            "labels": _padded([_labels(e) for e in examples], width, IGNORED),
-        }
+def _groups(data: Data, encoded: Sequence[Encoded]) -> list[int]:
+    """The same number for examples on the same passage."""
+    numbers: dict[str, int] = {}
+    passages = [data.train[e["number"]].head + data.train[e["number"]].body for e in encoded]
+    return [numbers.setdefault(passage, len(numbers)) for passage in passages]
 
 
-def _labels(example: Encoded) -> list[int]:
-    """The completion's tokens; the prompt carries no loss."""
-    unlabelled = len(example["input_ids"]) - example["labelled"]
-    return [IGNORED] * unlabelled + example["input_ids"][unlabelled:]
+@dataclass
+class _Seen:
+    """What a training has seen so far; it is kept with a checkpoint."""
+
+    done: int = 0
+    validations: list[list[float]] = field(default_factory=list)  # step, loss, bits, grams
+    train_loss: float = math.nan
+    training_s: float = 0.0
+    best: dict[str, torch.Tensor] | None = None
+    ended: bool = False  # early: nothing more is gained
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tensor:
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+class _Course:
+    """The course of one training: when it logs, validates, is kept, and ends."""
 
-
-class _Watcher(TrainerCallback):
-    """Validates at evenly spaced steps, reports progress, and stops a diverged training."""
-
-    def __init__(
-        self, tuner: FineTuner, collator: _Collator, on_progress: OnProgress, phase: Phase
-    ) -> None:
+    def __init__(self, tuner: FineTuner, stepper: Stepper, watch: Watch) -> None:
         self._tuner = tuner
-        self._collator = collator
-        self._on_progress = on_progress
-        self._phase = phase
-        self.validations: list[Validation] = []
-        self.train_loss = math.nan
-        self._training_s = 0.0
-        self._resumed_s = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._validate(state)
+        self._stepper = stepper
+        self._watch = watch
+        self._min_gain = tuner.job.config.min_gain_per_g
+        self._seen = _Seen()
         self._resumed_s = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        stop.check()
-        if self._is_due(state):
-            control.should_log = True  # the loss curve has a point wherever there is a validation
-        else:
-            self._report(state, {})
+    @property
+    def done(self) -> int:
+        """Steps that are done."""
+        return self._seen.done
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        if "loss" not in logs:  # the summary at the end
-            return
-        self.train_loss = float(logs["loss"])
-        _check_finite("loss", self.train_loss, state.global_step)
-        self._report(state, self._speed() | _floats(logs, ("loss", "learning_rate", "grad_norm")))
-        if self._is_due(state):
-            self._training_s += time.perf_counter() - self._resumed_s
-            self._validate(state)
+    def begin(self) -> None:
+        """Goes on where an earlier session was, or validates before the first step."""
+        self._tuner.model.train()
+        if kept := self._watch.kept:
+            self._stepper.restore(kept["stepper"])
+            self._seen = _Seen(**kept["seen"])
+        self._resumed_s = time.perf_counter()
+        if self._is_due():
+            self._pause(self._validate)
+
+    def goes_on(self) -> bool:
+        """True while there are steps to take, and something to gain by them."""
+        return self.done < self._tuner.steps and not self._seen.ended
+
+    def count(self) -> None:
+        """A step is done."""
+        self._seen.done += 1
+        self._report(self._measured() if self._is_logged() else {})
+
+    def look(self) -> None:
+        """Validates where it is due, and has the state kept."""
+        if self._is_due():
+            self._pause(self._validate)
+        if self._watch.due():
+            self.keep()
+
+    def keep(self) -> None:
+        """Hands on how to make the state."""
+        self._pause(lambda: self._watch.keep(self.state))
+
+    def state(self) -> dict[str, Any]:
+        """Where it is: all that an uninterrupted training would go on with."""
+        return {
+            "step": self.done,
+            "stepper": self._stepper.state(),
+            "seen": dict(self._seen.__dict__),
+        }
+
+    def result(self) -> TrainResult:
+        """What came of it; with early stopping the best adapter is put back, and counts."""
+        seen, tuner, stepper = self._seen, self._tuner, self._stepper
+        _, loss, bits, _ = seen.validations[-1]
+        if seen.best is not None:
+            _, loss, bits, _ = min(seen.validations, key=lambda row: row[1])
+            stepper.load_weights(seen.best)
+        peak = torch.cuda.max_memory_allocated() if tuner.job.device.kind == "cuda" else 0
+        counted = from_everywhere((stepper.useful, stepper.processed))
+        return TrainResult(
+            val_loss=loss,
+            val_bits_per_byte=bits,
+            start_val_loss=seen.validations[0][1],
+            train_loss=seen.train_loss,
+            steps=seen.done,
+            steps_planned=tuner.steps,
+            train_tokens=sum(useful for useful, _ in counted),
+            processed_tokens=sum(processed for _, processed in counted),
+            micro_batch_halvings=stepper.halvings,
+            trainable_parameters=tuner.model.num_parameters(only_trainable=True),
+            memory_peak_gib=peak / GIB,
+            memory_estimate_gib=tuner.job.plan.memory_gib,
+        )
+
+    def _is_logged(self) -> bool:
+        """Often enough for a curve; and wherever there is a validation."""
+        every = max(1, self._tuner.steps // LOGGED_POINTS)
+        return self.done == 1 or self.done % every == 0 or self._is_due()
+
+    def _is_due(self) -> bool:
+        """Validations are spread evenly; the one before the first step comes first."""
+        evals, steps = self._tuner.job.config.evals, self._tuner.steps
+        if self._seen.validations and self._seen.validations[-1][0] == self.done:
+            return False
+        return self.done == 0 or self.done * evals // steps > (self.done - 1) * evals // steps
+
+    def _pause(self, other: Callable[[], None]) -> None:
+        """Something else than training; its time is not the training's."""
+        self._seen.training_s += time.perf_counter() - self._resumed_s
+        try:
+            other()
+        finally:
             self._resumed_s = time.perf_counter()
 
-    def _is_due(self, state: Any) -> bool:
-        done, before = state.global_step, state.global_step - 1
-        evals = self._tuner.evals
-        return bool(done * evals // state.max_steps > before * evals // state.max_steps)
+    def _measured(self) -> dict[str, float]:
+        everywhere = from_everywhere(self._stepper.train_loss())
+        summed, labels = (sum(part) for part in zip(*everywhere, strict=True))
+        self._seen.train_loss = summed / labels
+        _check_finite("loss", self._seen.train_loss, self.done)
+        seconds = self._seen.training_s + time.perf_counter() - self._resumed_s
+        return {
+            "train_loss": self._seen.train_loss,
+            "learning_rate": self._stepper.learning_rate,
+            "grad_norm": self._stepper.grad_norm,
+            "tokens_per_s": self._stepper.useful / seconds,
+        }
 
-    def _speed(self) -> dict[str, float]:
-        """Tokens per second of training, validations left out."""
-        seconds = self._training_s + time.perf_counter() - self._resumed_s
-        return {"tokens_per_s": self._collator.tokens / seconds}
-
-    def _validate(self, state: Any) -> None:
-        with self._phase("eval"):
+    def _validate(self) -> None:
+        with self._watch.phase("eval"):
             validation = self._tuner.validate()
-        _check_finite("validation loss", validation.loss, state.global_step)
-        self.validations.append(validation)
-        metrics = {"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte}
-        self._report(state, metrics)
+        _check_finite("validation loss", validation.loss, self.done)
+        grams = from_everywhere(self._watch.spent_g())[0]
+        with stop.held():  # what is kept has all of a validation, or nothing of it
+            self._take(validation, grams)
 
-    def _report(self, state: Any, metrics: dict[str, float]) -> None:
-        progress = Progress(
-            step=state.global_step,
-            steps=state.max_steps,
-            tokens=self._collator.tokens,
-            metrics=metrics,
+    def _take(self, validation: Validation, grams: float) -> None:
+        seen = self._seen
+        seen.validations.append([self.done, validation.loss, validation.bits_per_byte, grams])
+        self._report({"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte})
+        if self._min_gain:
+            losses = [row[1] for row in seen.validations]
+            if losses[-1] == min(losses):
+                seen.best = self._stepper.weights()
+            curve = [(loss, spent) for _, loss, _, spent in seen.validations]
+            seen.ended = patience.exhausted(curve, self._min_gain)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        self._watch.on_progress(
+            Progress(
+                step=self.done,
+                steps=self._tuner.steps,
+                tokens=self._stepper.useful,
+                metrics=metrics,
+            )
         )
-        self._on_progress(progress)
-
-
-def _floats(logs: Any, names: Sequence[str]) -> dict[str, float]:
-    known_as = {"loss": "train_loss"}
-    return {known_as.get(name, name): float(logs[name]) for name in names if name in logs}
 
 
 def _check_finite(what: str, loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise TrainingDiverged(f"the {what} is {loss} at step {step}: a lower learning_rate helps")
-
-
-def _arguments(job: Job, folder: str, steps: int) -> TrainingArguments:
-    config, plan = job.config, job.plan
-    on_gpu = job.device.kind == "cuda"
-    schedule = {"constant": "constant_with_warmup"}.get(config.lr_scheduler, config.lr_scheduler)
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.accumulation,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        activation_checkpointing=config.gradient_checkpointing,
-        bf16=plan.precision == "bf16",
-        fp16=plan.precision == "fp16",
-        use_cpu=not on_gpu,
-        ddp_find_unused_parameters=False,  # every adapter takes part in every step
-        dataloader_pin_memory=on_gpu,
-        train_sampling_strategy="group_by_length",  # a third less padding than batches by chance
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=max(1, steps // LOGGED_POINTS),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen, not smoothed
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to=[],  # "all" would start a second, online emissions tracker
-        disable_tqdm=True,
-    )

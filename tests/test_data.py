@@ -1,15 +1,17 @@
 """Reading a data set: every fault is found before a run starts, by file and line."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from green_tune import hub
 from green_tune.data import SPLITS, Data, load
 from green_tune.errors import DataError
-from green_tune.tasks import TASKS, Example
+from green_tune.tasks import TASKS, Example, HubData
 
 SENTIMENT = TASKS["sentiment"]
 GOOD = b'{"text": "a fine film", "label": "positive"}\n'
@@ -134,6 +136,109 @@ def test_a_bad_line_is_named_by_file_and_number(
     assert "line 1" not in message  # the one number of a line is the file's
 
 
+def labelled(*labels: Any) -> bytes:
+    return lines(*({"text": f"text {n}", "label": label} for n, label in enumerate(labels)))
+
+
+def test_labels_are_those_of_the_whole_training_split_sorted(tmp_path: Path) -> None:
+    train = labelled("so-so", 1, "negative ", "positive", "bad")
+    place = folder(tmp_path, train=train, validation=labelled("bad", 0))
+    for limit in (0, 1):
+        data = load(SENTIMENT, str(place), max_train=limit, max_validation=limit)
+        assert data.labels == ("bad", "negative", "positive", "so-so")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_only_a_classification_has_labels(task: Any) -> None:
+    known = ("negative", "positive") if task.quality == "labels" else ()
+    assert load(task, "sample", max_train=1).labels == known
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_label_that_was_never_taught_is_named_by_file_and_line(
+    tmp_path: Path, limit: int
+) -> None:
+    validation = labelled(0) + b"\n" + labelled("neutral")
+    folder(tmp_path, train=labelled(1, 0), validation=validation)
+    with pytest.raises(DataError) as caught:
+        load(SENTIMENT, str(tmp_path), max_train=limit, max_validation=limit)
+    assert str(caught.value) == (
+        f"{tmp_path}/validation.jsonl:3: label 'neutral' is not among those of the training data: "
+        "negative, positive"
+    )
+
+
+def test_a_line_break_in_a_label_breaks_no_message(tmp_path: Path) -> None:
+    folder(tmp_path, train=labelled("very\ngood", "bad"), validation=labelled("not\ngood"))
+    assert refusal(tmp_path).endswith(
+        r"label 'not\ngood' is not among those of the training data: bad, very good"
+    )
+
+
+def test_fifty_labels_are_a_classification_and_more_are_not(tmp_path: Path) -> None:
+    folder(tmp_path, train=labelled(*map(str, range(50))), validation=labelled("7"))
+    assert len(load(SENTIMENT, str(tmp_path)).labels) == 50
+    folder(tmp_path, train=labelled(*map(str, range(731))), validation=labelled("7"))
+    line = f"{tmp_path}/train.jsonl holds 731 different labels: not a classification"
+    assert refusal(tmp_path) == line
+
+
+def hub_with(monkeypatch: pytest.MonkeyPatch, **labels: list[int]) -> None:
+    """A hub whose splits hold these labels."""
+
+    def rows(_: HubData, split: str, limit: int) -> list[dict[str, Any]]:
+        return [{"text": "a", "label": label} for label in labels[split][: limit or None]]
+
+    monkeypatch.setattr(hub, "rows", rows)
+
+
+def test_labels_on_the_hub_are_those_of_the_whole_training_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub_with(monkeypatch, train=[0, 0, 1], validation=[1, 0, -1])
+    data = load(SENTIMENT, "hub", max_train=2, max_validation=2)
+    assert (len(data.train), len(data.validation)) == (2, 2)
+    assert data.labels == ("negative", "positive")
+
+
+def test_a_label_on_the_hub_that_was_never_taught_is_named_by_split_and_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub_with(monkeypatch, train=[0, 0], validation=[0, 1])
+    with pytest.raises(DataError, match=r"^stanfordnlp/sst2 validation:2: label 'positive' is not"):
+        load(SENTIMENT, "hub")
+
+
+def asked(*prompts: tuple[str, str, str]) -> Data:
+    train = [Example(head=h, body=b, tail=t, completion="unused") for h, b, t in prompts]
+    return Data(source="", train=train, validation=train)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([], 0),
+        ([("", "", "")], 0),
+        ([("C: ", "abcde", "Q?")] * 1, 0),
+        ([("C: ", "abcde", "Q?")] * 2, 8 / 20),  # a tail never counts as shared
+        ([("C: ", "abcde", "Q?"), ("C: ", "abcde", "Why?")], 8 / 22),
+        ([("C: ", "abcde", "Q?"), ("C: ", "abcdf", "Q?")], 0),
+        ([("C: ", "ab", "Q"), ("C: ", "cd", "Q"), ("C: ", "ab", "R")], 5 / 18),
+    ],
+)
+def test_what_repeats_an_earlier_passage_is_shared(
+    prompts: list[tuple[str, str, str]], shared: float
+) -> None:
+    assert asked(*prompts).shared == pytest.approx(shared)
+
+
+def test_real_questions_share_passages_and_nothing_else_does(shared: Path) -> None:
+    parts = {task.name: load(task, str(shared / task.name)).shared for task in TASKS.values()}
+    assert 0.6 < parts["qa"] < 0.8
+    assert parts["summarization"] == pytest.approx(0, abs=0.01)
+    assert parts["sentiment"] == pytest.approx(0, abs=0.01)
+
+
 def test_digests_are_equal_where_prompts_and_completions_are() -> None:
     examples = [
         Example(head=head, body=body, tail="", completion=completion)
@@ -147,3 +252,12 @@ def test_digests_are_equal_where_prompts_and_completions_are() -> None:
         seen.add((read, digest))
         digests.add(digest)
     assert len(seen) == len(digests) == len({read for read, _ in seen}) == 43**2
+
+
+def test_a_digest_knows_no_further_references() -> None:
+    one = Example(head="", body="a", tail="", completion="b")
+    digests = {
+        Data(source="", train=[replace(one, references=more)], validation=[one], labels=more).digest
+        for more in ((), ("b",), ("b", "c"))
+    }
+    assert len(digests) == 1

@@ -48,6 +48,18 @@ def test_a_run_leaves_everything_that_is_needed_to_compare_and_repeat_it(
     assert record.tags["energy_ram_method"].startswith("modelled")
 
 
+def test_the_task_is_measured_before_and_after_in_a_phase_of_its_own_or_not_at_all(
+    make_job: MakeJob, store_uri: str
+) -> None:
+    asked = {"epochs": 4, "learning_rate": 5e-3, "quality_examples": 8}
+    metrics = Tracker(store_uri).get(run(make_job(**asked), store_uri)).metrics
+    assert metrics["start_quality.examples"] == metrics["quality.examples"] == 8
+    assert 0 <= metrics["start_quality.accuracy"] <= 1
+    assert metrics["quality/energy_kwh"] > 0
+    without = Tracker(store_uri).get(run(make_job(quality_examples=0), store_uri)).metrics
+    assert not [name for name in without if "quality" in name]
+
+
 @pytest.mark.parametrize("error", [RunFailed("the loss is nan"), Stopped(15), ValueError("a bug")])
 def test_what_was_spent_is_logged_however_the_training_ends(
     make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -167,10 +179,10 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
     assert {key for key in documented - written if not NOT_HERE.match(key)} == set()
 
 
-# What is written by sweeps, failures, hub models, GPUs and pauses alone.
+# What is written by sweeps, failures, hub models, GPUs, pauses and other tasks alone.
 NOT_HERE = re.compile(
     r"overhead/|trials|green_tune\.(study|trial|front|error)|base_model_commit|gpu_(power|idle)|"
-    r"paused/|energy_f(aults|lags)"
+    r"paused/|energy_f(aults|lags)|(start_)?quality\.(exact_match|rouge)"
 )
 ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "trials.json", "front.json",
              "front.png"}  # fmt: skip

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import green_tune
 from green_tune import job
@@ -73,66 +71,44 @@ def test_auto_precision_is_what_the_device_does_natively(
     assert any(reason.startswith(f"{precision}: ") for reason in plan.reasons)
 
 
-@pytest.mark.parametrize(
-    ("asked", "device"), [("fp32", A100), ("fp16", A100), ("fp16", T4), ("bf16", CPU)]
-)
-def test_a_precision_that_was_asked_for_is_kept(asked: str, device: Device) -> None:
-    assert job.make_plan(TrainConfig(precision=asked), device).precision == asked
-
-
-@pytest.mark.parametrize(
-    ("asked", "device", "line"),
-    [
-        ("bf16", T4, "precision=bf16 would be emulated on Tesla T4; use fp16 or auto"),
-        ("fp16", CPU, "precision=fp16 needs a GPU; use fp32 or auto"),
-    ],
-)
-def test_a_precision_that_is_not_there_is_refused(asked: str, device: Device, line: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        job.make_plan(TrainConfig(precision=asked), device)
-    assert str(caught.value) == line
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([CPU, T4, A100, UNKNOWN]))
-def test_a_step_takes_the_examples_that_were_asked_for(
-    batch: int, accumulation: int, device: Device
+def test_an_unknown_gpu_is_warned_about_once_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = job.make_plan(TrainConfig(batch_size=batch, accumulation_steps=accumulation), device)
-    assert plan.micro_batch_size * plan.accumulation == batch * accumulation
-    assert plan.micro_batch_size == (1 if device is UNKNOWN else batch)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 512), st.integers(1, 64), st.integers(2, 9))
-def test_several_processes_share_a_step_equally_or_not_at_all(
-    batch: int, accumulation: int, processes: int
-) -> None:
-    asked = TrainConfig(batch_size=batch, accumulation_steps=accumulation)
-    if batch * accumulation % processes:
-        with pytest.raises(ConfigError, match=f"take a multiple of {processes}"):
-            job.make_plan(asked, T4, processes)
-        return
-    plan = job.make_plan(asked, T4, processes)
-    assert plan.micro_batch_size * plan.accumulation * processes == batch * accumulation
-    assert plan.micro_batch_size <= batch
-
-
-def test_an_unknown_gpu_is_warned_about_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
-    plan = job.make_plan(TrainConfig(), UNKNOWN)
-    assert "NVIDIA GeForce GTX 1080 is not in the table of GPUs" in caplog.text
-    assert "micro-batch 1: this GPU is not in the table" in plan.to_params()["plan.reasons"]
-    caplog.clear()
-    job.make_plan(TrainConfig(), T4)
-    assert caplog.text == ""
+    plug_in(monkeypatch, UNKNOWN)
+    ready = job.prepare(TrainConfig())
+    assert caplog.text.count("NVIDIA GeForce GTX 1080 is not in the table of GPUs") == 1
+    assert ready.plan.precision == "fp32"
 
 
 def test_a_trial_is_the_same_job_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     plug_in(monkeypatch, UNKNOWN)
     ready = job.prepare(TrainConfig())
     trial = ready.with_config(TrainConfig(batch_size=2, accumulation_steps=3))
-    assert (trial.plan.accumulation, ready.plan.accumulation) == (6, 8)
+    assert (trial.plan.examples, ready.plan.examples) == (6, 8)
     assert replace(trial, config=ready.config, plan=ready.plan) == ready
+
+
+def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_looked_for(here: Path) -> None:
+    folder = here / "large"
+    folder.mkdir()
+    shape = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
+        "hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 128,
+        "num_attention_heads": 128, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"large does not fit into .* needs \d+"):
+        job.prepare(TrainConfig(model=str(folder), gpu="cpu"))
+
+
+def test_a_base_that_is_no_causal_language_model_is_refused(here: Path) -> None:
+    folder = here / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="bert is a BertForMaskedLM, not a causal language model"):
+        job.prepare(TrainConfig(model=str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,36 @@ def test_a_run_says_where_its_energy_went_and_how_much_it_may_have_been_at_the_w
 
 
 @pytest.mark.parametrize(
+    ("figures", "line"),
+    [
+        ({"exact_match": 0.409, "f1": 0.5249}, "exact match 0.02 → 0.41, F1 0.02 → 0.52 (n=64)"),
+        ({"accuracy": 1.0, "f1": 1.0}, "accuracy 0.02 → 1.00, F1 0.02 → 1.00 (n=64)"),
+        (
+            {"rouge1": 0.35, "rouge2": 0.11, "rougeL": 0.28},
+            "ROUGE-1 0.02 → 0.35, ROUGE-2 0.02 → 0.11, ROUGE-L 0.02 → 0.28 (n=64)",
+        ),
+    ],
+)
+def test_a_run_says_how_well_it_does_its_task_before_and_after(
+    figures: dict[str, float], line: str
+) -> None:
+    measured = {f"quality.{name}": value for name, value in figures.items()}
+    before = {f"start_{name}": 0.02 for name in measured}
+    metrics = {**BEST.metrics, **measured, **before, "quality.examples": 64.0}
+    (shown,) = [
+        text
+        for text in report.run_summary(replace(BEST, metrics=metrics)).splitlines()
+        if text.startswith("quality")
+    ]
+    assert shown == f"quality   {line}"
+    assert len(shown) <= 80
+    assert "quality" not in report.run_summary(BEST)
+    assert "accuracy ? → 0.50" in report.quality(
+        replace(BEST, metrics={"quality.accuracy": 0.5, "quality.examples": 8.0})
+    )
+
+
+@pytest.mark.parametrize(
     ("hours", "text"), [(0.0005, "1.8 s"), (0.5, "30.0 min"), (3.456, "3.46 h")]
 )
 def test_times_are_in_the_unit_that_a_reader_would_choose(hours: float, text: str) -> None:

@@ -30,16 +30,23 @@ def test_a_result_leaves_the_losses_to_their_curves() -> None:
         start_val_loss=2.0,
         train_loss=1.1,
         steps=40,
+        steps_planned=60,
         train_tokens=1000,
+        processed_tokens=700,
+        micro_batch_halvings=1,
         trainable_parameters=128,
         memory_peak_gib=1.5,
+        memory_estimate_gib=1.6,
     )
     assert result.to_metrics() == {
         "start_val_loss": 2.0,
         "steps": 40.0,
         "train_tokens": 1000.0,
+        "processed_tokens": 700.0,
+        "micro_batch_halvings": 1.0,
         "trainable_parameters": 128.0,
         "memory_peak_gib": 1.5,
+        "memory_estimate_gib": 1.6,
     }
 
 

@@ -27,13 +27,13 @@ def refusal(asked: Mapping[str, str]) -> str:
 
 
 def test_what_is_not_asked_is_the_table_around_the_default_run() -> None:
-    assert split({}) == (TrainConfig(), SPACE)
+    assert split({}) == (TrainConfig(quality_examples=0), SPACE)
     assert split(defaults()) == split({})
 
 
 def test_a_single_value_pins_a_dimension() -> None:
     fixed, space = split({"batch_size": "16", "epochs": "2", "task": "qa"})
-    assert fixed == TrainConfig(batch_size=16, epochs=2, task="qa")
+    assert fixed == TrainConfig(batch_size=16, epochs=2, task="qa", quality_examples=0)
     assert set(space) == set(SPACE) - {"batch_size", "epochs"}
 
 

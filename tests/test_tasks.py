@@ -31,6 +31,7 @@ LONG = {"qa": "context", "summarization": "document", "sentiment": "text"}
 BAD_ANSWERS: tuple[Any, ...] = (
     *([], {}, None, 5, "Peru", ["Peru"], [5], [{}]),
     *([{"text": None}], [{"text": 5}], [[]], {"text": "Peru"}, {"text": []}, {"text": [None]}),
+    *([{"text": "Peru"}, {"text": None}], [{"text": "Peru"}, "Peru"], {"text": ["Peru", 5]}),
 )
 
 
@@ -78,7 +79,24 @@ def test_braces_in_a_text_are_only_text() -> None:
 
 def test_answers_may_come_as_the_hub_stores_them() -> None:
     answers = {"text": ["Peru", "in Peru"], "answer_start": [11, 8]}
-    assert TASKS["qa"].example(ROWS["qa"] | {"answers": answers}).completion == "Peru"
+    assert TASKS["qa"].example(ROWS["qa"] | {"answers": answers}) == TASKS["qa"].example(ROWS["qa"])
+
+
+def test_every_distinct_answer_is_a_reference_and_the_first_is_taught() -> None:
+    texts = ["Peru ", "in Peru", "Peru", " in Peru", "peru"]
+    example = TASKS["qa"].example(ROWS["qa"] | {"answers": [{"text": text} for text in texts]})
+    assert example.references == ("Peru", "in Peru", "peru")
+    assert example.completion == "Peru"
+
+
+@pytest.mark.parametrize("task", ["summarization", "sentiment"])
+def test_other_tasks_accept_their_completion_alone(task: str) -> None:
+    assert TASKS[task].example(ROWS[task]).references == (SEEN[task][1],)
+
+
+@EACH_TASK
+def test_only_labels_are_scored_without_generating(task: Task) -> None:
+    assert (task.quality == "labels") == (task.max_new_tokens == 0)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +142,8 @@ def test_answers_of_another_shape_are_refused_with_the_right_one(bad: Any) -> No
 
 @pytest.mark.parametrize("answer", ["", " \n", "half a pair \ud83d"])
 def test_an_answer_without_words_is_refused(answer: str) -> None:
-    assert refusal("qa", answers=[{"text": answer}]).startswith("field 'answers' is ")
+    for answers in ([{"text": answer}], [{"text": "Peru"}, {"text": answer}]):
+        assert refusal("qa", answers=answers).startswith("field 'answers' is ")
 
 
 @pytest.mark.parametrize("label", [None, 2, -1, True, False, 1.0, "", " ", ["positive"], {}])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from green_tune.errors import DataError
+from green_tune.errors import DataError, ModelError
 from green_tune.tasks import Example
 from green_tune.tokens import Encoded, Encoder
 
@@ -65,12 +65,12 @@ def example(body: str, completion: str = "Lima", tail: str = "?\n") -> Example:
 def test_an_example_is_start_prompt_completion_end() -> None:
     (one,) = encode([Example(head="a", body="b", tail="c\n", completion="é")], 16)
     ids = [START, *ids_of("abc\n"), *ids_of("é"), END]
-    assert one == Encoded(input_ids=ids, labelled=3, completion_bytes=2, cut=False)
+    assert one == Encoded(input_ids=ids, labelled=3, completion_bytes=2, cut=False, number=0)
 
 
-def test_a_tokenizer_without_marks_gets_none() -> None:
-    (one,) = encode([example("abc")], 16, marks=False)
-    assert (read(one["input_ids"]), one["labelled"]) == ("abc?\nLima", 4)
+def test_a_tokenizer_without_an_end_token_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no end token.*eos_token in its tokenizer_config\.json"):
+        encode([example("abc")], 16, marks=False)
 
 
 @settings(deadline=None)

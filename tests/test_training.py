@@ -21,11 +21,11 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from green_tune import stop, tiny, training
+from green_tune import attention, stop, tiny, training
 from green_tune.errors import HardwareMismatch, ModelError, Stopped, TrainingDiverged
 from green_tune.hardware import Device
 from green_tune.job import Job
-from green_tune.training import Progress
+from green_tune.training import Progress, Watch
 
 MakeJob = Callable[..., Job]
 SHAPE: dict[str, Any] = {
@@ -41,7 +41,7 @@ def digests(folder: Path) -> dict[str, str]:
 def fit(job: Job) -> tuple[training.FineTuner, list[Progress]]:
     seen: list[Progress] = []
     tuner = training.load(job)
-    tuner.fit(seen.append)
+    tuner.fit(Watch(on_progress=seen.append))
     return tuner, seen
 
 
@@ -79,7 +79,7 @@ def test_training_lowers_the_validation_loss_and_reports_its_course(make_job: Ma
 def test_the_result_counts_what_was_trained(make_job: MakeJob) -> None:
     tuner = training.load(make_job(epochs=2))
     tokens = sum(len(example["input_ids"]) for example in tuner.train)
-    result = tuner.fit(lambda _: None)
+    result = tuner.fit()
     assert result.train_tokens == 2 * tokens
     assert result.steps == 12
     assert result.trainable_parameters == 32_768  # rank 16 on the seven layers of two blocks
@@ -88,9 +88,9 @@ def test_the_result_counts_what_was_trained(make_job: MakeJob) -> None:
 
 def test_only_the_adapter_is_trained(make_job: MakeJob) -> None:
     tuner = training.load(make_job())
-    frozen = {n: p.clone() for n, p in tuner._model.named_parameters() if not p.requires_grad}
-    tuner.fit(lambda _: None)
-    after = dict(tuner._model.named_parameters())
+    frozen = {n: p.clone() for n, p in tuner.model.named_parameters() if not p.requires_grad}
+    tuner.fit()
+    after = dict(tuner.model.named_parameters())
     assert frozen
     assert all(torch.equal(after[name], before) for name, before in frozen.items())
 
@@ -138,9 +138,9 @@ def test_the_saved_adapter_loads_with_plain_peft_and_predicts_the_same(
     base = AutoModelForCausalLM.from_pretrained(tiny.folder())
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     ids = torch.tensor([tuner.validation[0]["input_ids"]])
-    tuner._model.eval()
-    with torch.inference_mode():
-        assert torch.equal(loaded(ids).logits, tuner._model(ids).logits)
+    tuner.model.eval()
+    with torch.inference_mode(), attention.stock(tuner.loss.base):
+        assert torch.equal(loaded(ids).logits, tuner.model(ids).logits)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_saved_adapter_loads_with_plain_peft_and_predicts_the_same(
 )
 def test_named_layers_alone_are_adapted(make_job: MakeJob, targets: str, adapted: set[str]) -> None:
     tuner = training.load(make_job(lora_targets=targets))
-    trained = [n for n, p in tuner._model.named_parameters() if p.requires_grad]
+    trained = [n for n, p in tuner.model.named_parameters() if p.requires_grad]
     assert {name.split(".lora_")[0].split(".")[-1] for name in trained} == adapted
 
 
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_training(make_job: MakeJob, tmp_path
 
 def test_a_loss_that_becomes_no_number_in_mid_training_stops_it_there(make_job: MakeJob) -> None:
     tuner = training.load(make_job(epochs=2))
-    adapter = next(p for p in tuner._model.parameters() if p.requires_grad)
+    adapter = next(p for p in tuner.model.parameters() if p.requires_grad)
 
     def poison(progress: Progress) -> None:
         if progress.step == 3:
@@ -174,7 +174,7 @@ def test_a_loss_that_becomes_no_number_in_mid_training_stops_it_there(make_job: 
                 adapter.fill_(math.nan)
 
     with pytest.raises(TrainingDiverged, match="loss is nan at step 4"):
-        tuner.fit(poison)
+        tuner.fit(Watch(on_progress=poison))
 
 
 def test_a_folder_that_holds_no_loadable_model_is_one_clear_line(
@@ -228,7 +228,7 @@ def test_a_stop_that_python_dropped_ends_the_training_at_the_next_step(
             monkeypatch.setattr(stop, "_asked", [15])
 
     with pytest.raises(Stopped):
-        tuner.fit(ask)
+        tuner.fit(Watch(on_progress=ask))
     assert seen[-1].step == 2
 
 

@@ -1,0 +1,104 @@
+"""A look before the first step: do examples that lie side by side see one another?
+
+A model that ignores where examples begin trains on a contaminated batch without an error. Three
+documents, two of them with a prefix in common, are laid into one micro-batch and compared with
+each alone, computed by transformers' own attention. The same look finds fp16 overflows, and models
+whose logits are more than their output layer's product.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from green_tune import attention, batches
+from green_tune.batches import Micro
+from green_tune.errors import ModelError
+from green_tune.loss import LabelLoss
+from green_tune.plan import Plan
+from green_tune.tokens import Encoded
+
+TOKENS = 48  # of a document: enough to see another, and cheap
+APART = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}  # relative; a neighbour that is seen moves more
+
+
+def check_examples_apart(loss: LabelLoss, examples: Sequence[Encoded], plan: Plan) -> None:
+    """Compares three short documents in one micro-batch with each alone.
+
+    Raises:
+        ModelError: they see one another, or the numbers overflow.
+    """
+    documents = _documents(examples)
+    loss.model.eval()
+    with (
+        torch.inference_mode(),
+        torch.autocast(_device(loss), _dtype(plan), plan.precision != "fp32"),
+    ):
+        if plan.batching == "padded":
+            micro = batches.padded(documents)
+        else:
+            micro = batches.flat(documents, share=plan.batching == "tree")
+        together = loss.hidden(micro)[0].float()
+        with attention.stock(loss.base):
+            alone = [loss.hidden(batches.padded([document]))[0].float() for document in documents]
+            loss.plain = _is_plain(loss, batches.padded(documents[:1]))
+    loss.model.train()
+    _compare(together, _in_order(micro.owners, documents, alone), plan)
+
+
+def _is_plain(loss: LabelLoss, micro: Micro) -> bool:
+    """False for models that scale or cap what their output layer gives, such as Gemma 2."""
+    loss.plain = True
+    ours = loss.each(micro)
+    loss.plain = False
+    return torch.allclose(ours, loss.each(micro), rtol=1e-2, atol=1e-2)
+
+
+def _documents(examples: Sequence[Encoded]) -> list[Encoded]:
+    """Two beginnings of one example with other ends, and another example."""
+    one, other = examples[0]["input_ids"], examples[-1]["input_ids"]
+    first, last = one[:TOKENS], other[: TOKENS // 2]
+    turned = first[: 2 * len(first) // 3] + last
+    rows = (first, turned, last)
+    return [
+        Encoded(
+            input_ids=ids,
+            labelled=max(1, len(ids) // 4),
+            completion_bytes=1,
+            cut=False,
+            number=number,
+        )
+        for number, ids in enumerate(rows)
+    ]
+
+
+def _in_order(
+    owners: Sequence[int], documents: Sequence[Encoded], alone: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The rows of each document alone, in the order in which they lie together."""
+    rows = {number: iter(part) for number, part in enumerate(alone)}
+    return torch.stack([next(rows[owner]) for owner in owners])
+
+
+def _compare(together: torch.Tensor, alone: torch.Tensor, plan: Plan) -> None:
+    if not (together.isfinite().all() and alone.isfinite().all()):
+        if plan.precision == "fp16":
+            raise ModelError(
+                "the activations of this base model overflow in fp16: take a GPU with bf16, or "
+                "precision=fp32"
+            )
+        return  # weights that are no numbers: the validation before the first step says so
+    apart = float((together - alone).norm() / alone.norm())
+    if apart > APART[plan.precision]:
+        raise ModelError(
+            f"examples in one {plan.batching} batch would see one another ({apart:.2g} apart from "
+            f"alone, at most {APART[plan.precision]:g}) with attention={plan.attention}: take "
+            "batching=padded"
+        )
+
+
+def _device(loss: LabelLoss) -> str:
+    return str(loss.base.device.type)
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    return torch.float16 if plan.precision == "fp16" else torch.bfloat16

@@ -1,0 +1,239 @@
+"""Task quality: how well a model does on a few validation examples with its adapter as it is.
+
+Answers and summaries are generated, greedily and in batches. A label is the one that the model
+finds most likely, so nothing is generated for it. What predictions are worth is `scores`' affair,
+and when they are asked for is `experiment`'s.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from green_tune import attention, batches, stop
+from green_tune.loading import DTYPES, is_out_of_memory, named_out_of_memory
+from green_tune.tasks import Example
+from green_tune.tokens import Encoded, Encoder
+from green_tune.training import FineTuner
+
+ROWS = 64  # at most generated side by side
+ROOMIER = 8  # times a micro-batch's tokens: nothing is kept to go backward. Else fewer
+
+Tokens = list[int]
+
+
+def measure(tuner: FineTuner) -> dict[str, float]:
+    """The task's metrics, `quality.*`, on the first `quality_examples` of those that fit.
+
+    A fresh adapter changes nothing, so before the training they are the base model's. Nothing is
+    measured where none are asked for, and in processes that do not write the run: the metrics are
+    of the whole set, which one process does alone.
+
+    Raises:
+        OutOfMemory: not even this fits on the device.
+        Stopped: the process was asked to stop.
+    """
+    asked = tuner.job.config.quality_examples
+    if not asked or not tuner.job.rank.writes:
+        return {}
+    examples = [tuner.job.data.validation[one["number"]] for one in tuner.validation[:asked]]
+    predict = _weighed if tuner.job.task.quality == "labels" else _generated
+    with _inference(tuner):
+        predictions = predict(tuner, examples)
+    scores = _scored(tuner.job.task.quality, predictions, examples)
+    scores["examples"] = float(len(predictions))
+    return {f"quality.{name}": value for name, value in scores.items()}
+
+
+def _scored(
+    quality: str, predictions: Mapping[int, str], examples: Sequence[Example]
+) -> dict[str, float]:
+    """Predictions, by the numbers of their examples, against what is right."""
+    from green_tune import scores  # takes most of a second, which a trial of a sweep need not pay
+
+    texts, asked = list(predictions.values()), [examples[number] for number in predictions]
+    if quality == "answers":
+        return scores.question_answering(texts, [example.references for example in asked])
+    score = scores.labels if quality == "labels" else scores.summaries
+    return score(texts, [example.completion for example in asked])
+
+
+@contextmanager
+def _inference(tuner: FineTuner) -> Iterator[None]:
+    """Computes as a validation does: no dropout, no gradients, the precision of the plan.
+
+    The memory that it takes is given back, and is not counted as the training's.
+    """
+    precision, device = tuner.job.plan.precision, tuner.loss.base.device.type
+    mixed = torch.autocast(device, DTYPES[precision], enabled=precision != "fp32")
+    tuner.model.eval()
+    with torch.inference_mode(), mixed, named_out_of_memory(tuner.job):
+        yield
+    tuner.model.train()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _weighed(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
+    """For each example the label that is most likely as the whole completion, its end included.
+
+    The sum over its tokens, as the training lowers it, and not their mean: with the end token
+    labels exclude one another, so these are probabilities, which need no correction for length.
+    """
+    labels = _labels(tuner)
+    unlikely: dict[int, list[float]] = {}
+    with _bar(_label_micros(tuner, examples, labels)) as bar:
+        for micro in bar:
+            stop.check()
+            losses = tuner.loss.each(micro).tolist()
+            for owner, loss in zip(micro.owners, losses, strict=True):
+                number, label = divmod(owner, len(labels))
+                unlikely.setdefault(number, [0.0] * len(labels))[label] += loss
+    names = list(labels)
+    return {number: names[sums.index(min(sums))] for number, sums in sorted(unlikely.items())}
+
+
+def _labels(tuner: FineTuner) -> dict[str, Tokens]:
+    """The known labels in tokens, with their end."""
+    names = tuner.job.data.labels
+    alone = [Example(head="", body="", tail="", completion=name) for name in names]
+    encoded = tuner.encoder.encode(alone)
+    return {names[one["number"]]: one["input_ids"][-one["labelled"] :] for one in encoded}
+
+
+def _label_micros(
+    tuner: FineTuner, examples: Sequence[Example], labels: Mapping[str, Tokens]
+) -> list[batches.Micro]:
+    """Every example with every label; a prompt is computed once, but for padded batches.
+
+    The owner of a label's tokens is its example's number times the labels, plus its own number.
+    """
+    plan = tuner.job.plan
+    longest = max(labels, key=lambda name: len(labels[name]))
+    candidates = [
+        Encoded(
+            input_ids=prompt + label,
+            labelled=len(label),
+            completion_bytes=0,
+            cut=False,
+            number=number * len(labels) + k,
+        )
+        for number, prompt in _prompts(tuner.encoder, examples, longest).items()
+        for k, label in enumerate(labels.values())
+    ]
+    return batches.cut(
+        candidates,
+        "padded" if plan.batching == "padded" else "tree",
+        tokens=plan.micro_batch_tokens,
+        rows=plan.micro_batch_size,
+    )
+
+
+def _generated(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
+    """For each example what the model goes on with until its end token, always by the likeliest.
+
+    A prompt leaves room for all that may be generated, whatever the right answer's length.
+    """
+    context = getattr(tuner.model.config, "max_position_embeddings", None) or sys.maxsize
+    new = min(tuner.job.task.max_new_tokens, context // 2)
+    room = Encoder(tuner.tokenizer, min(tuner.max_seq_len, context - new + 1))  # 1: the end token
+    prompts = _prompts(room, examples, "")
+    order = sorted(prompts, key=lambda number: len(prompts[number]), reverse=True)
+    with _greedy(tuner, new) as config:
+        texts = dict(zip(order, _texts(tuner, [prompts[n] for n in order], config), strict=True))
+    return dict(sorted(texts.items()))
+
+
+def _texts(tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig) -> Iterator[str]:
+    """What the prompts go on with; longest first, side by side as long as the memory allows it."""
+    tokens = ROOMIER * tuner.job.plan.micro_batch_tokens
+    left = prompts
+    with _bar(prompts) as bar:
+        while left:
+            stop.check()
+            length = len(left[0]) + config.max_new_tokens
+            rows = left[: min(max(1, tokens // length), ROWS)]
+            texts = _attempt(tuner, rows, config)
+            if texts is None:
+                tokens = len(rows) * length // 2
+                torch.cuda.empty_cache()
+                continue
+            yield from texts
+            left = left[len(rows) :]
+            bar.update(len(rows))
+
+
+def _attempt(
+    tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig
+) -> list[str] | None:
+    """Their continuations; None where so many at once do not fit, and fewer may."""
+    try:
+        return _continued(tuner, prompts, config)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(prompts) == 1:
+            raise
+        return None
+
+
+def _prompts(encoder: Encoder, examples: Sequence[Example], before: str) -> dict[int, Tokens]:
+    """The prompts by number, each cut so that the completion `before` would fit behind it."""
+    encoded = encoder.encode([replace(example, completion=before) for example in examples])
+    return {one["number"]: one["input_ids"][: -one["labelled"]] for one in encoded}
+
+
+@contextmanager
+def _greedy(tuner: FineTuner, new: int) -> Iterator[GenerationConfig]:
+    """What `generate` is to do; while it lasts, the base model has no other wishes of its own."""
+    base, tokenizer = tuner.loss.base, tuner.tokenizer
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        max_new_tokens=new,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=end if pad is None else pad,
+    )
+    # Compiled layers would be compiled again for each length of what they remember.
+    plain = torch.compiler.set_stance("force_eager") if tuner.job.plan.compile else nullcontext()
+    own, base.generation_config = base.generation_config, config
+    try:
+        with attention.stock(base), plain:
+            yield config
+    finally:
+        base.generation_config = own
+
+
+def _continued(tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig) -> list[str]:
+    """What each of the prompts goes on with, as text; they are padded on the left."""
+    width, device = max(map(len, prompts)), tuner.loss.base.device
+    ids = [[config.pad_token_id] * (width - len(one)) + one for one in prompts]
+    real = [[0] * (width - len(one)) + [1] * len(one) for one in prompts]
+    found = tuner.loss.base.generate(
+        input_ids=torch.tensor(ids, device=device),
+        attention_mask=torch.tensor(real, device=device),
+        generation_config=config,
+    )
+    texts = tuner.tokenizer.batch_decode(
+        found[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in texts]
+
+
+def _bar(parts: Sequence[Any]) -> "tqdm[Any]":
+    """A progress bar over parts of the work, as `experiment`'s of the training."""
+    return tqdm(
+        parts,
+        desc="quality",
+        file=sys.stderr,
+        leave=False,
+        delay=0 if sys.stderr.isatty() else 30,
+        mininterval=0.2 if sys.stderr.isatty() else 60,
+        bar_format="{desc} {percentage:3.0f}%|{bar}|{n}/{total} {remaining}",
+        dynamic_ncols=True,
+    )
