@@ -73,12 +73,14 @@ def prepare(config: TrainConfig) -> Job:
     device = devices[rank.local]
     if device.gpu_type == "unknown":
         log.warning("%s is not in the table of GPUs: running with safe settings", device.name)
+    if known := models.shape_of(source):
+        _plan(config, device, known, known.family, 0.0, rank.world)  # does it fit, before the hub
     store.check_reachable(store.tracking_uri())
     commit = _commit(source, config.revision)
     described = _config_json(source, commit)
     check_causal(described, source.name)
     shape, family = Shape.of(described), str(described.get("model_type", ""))
-    _plan(config, device, shape, family, 0.0, rank.world)  # does it fit, before the data is read
+    _plan(config, device, shape, family, 0.0, rank.world)  # and before the data is read
     examples = data.load(
         task,
         config.data,

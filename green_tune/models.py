@@ -81,6 +81,11 @@ def resolve(name: str) -> Source:
     raise ModelError(_unknown(name))
 
 
+def shape_of(source: Source) -> Shape | None:
+    """The shape of a model of the table, known without its config.json."""
+    return next((row.shape for row in MODELS if row.hub_id == source.place), None)
+
+
 def config_of(source: Source) -> Mapping[str, Any] | None:
     """The config.json of what is built in or in a folder; None for what is on the hub.
 

@@ -170,6 +170,7 @@ def run_summary(record: RunRecord) -> str:
     lines = (
         ("run", name),
         ("", tags["device"]),
+        *(("plan", line) for line in [plan(record)] if line),
         ("val loss", loss),
         ("", f"{figures['val_bits_per_byte']:.4g} bits per byte"),
         *(("quality", line) for line in [quality(record)] if line),
@@ -182,6 +183,20 @@ def run_summary(record: RunRecord) -> str:
         ("adapter", f"runs:/{record.run_id}/adapter"),
     )
     return "\n" + "\n".join(f"{label:9} {text}" for label, text in lines) + "\n"
+
+
+def plan(record: RunRecord) -> str:
+    """How it was computed, and what of it was computed twice or for nothing; may be empty."""
+    params, figures = record.params, record.metrics
+    if not (figures.get("processed_tokens") and figures.get("train_tokens")):
+        return ""
+    bits = "" if params["plan.quantization"] == "none" else f" on {params['plan.quantization']}"
+    ratio = figures["processed_tokens"] / figures["train_tokens"]
+    early = record.tags.get("stopped_early", "")
+    return (
+        f"{params['plan.precision']}{bits}, {params['plan.batching']}: {ratio:.0%} of the tokens "
+        f"computed{f'; stopped {early}' if early else ''}"
+    )
 
 
 def quality(record: RunRecord) -> str:

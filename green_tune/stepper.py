@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft.optimizers import create_loraplus_optimizer
 from transformers import get_scheduler
 
@@ -40,6 +41,7 @@ class Stepper:
         self._rows = job.plan.micro_batch_size
         self._max_norm = config.max_grad_norm
         self._trained = {n: p for n, p in loss.model.named_parameters() if p.requires_grad}
+        AcceleratorState._reset_state()  # as transformers does: else a process has one precision
         self._accelerator = Accelerator(
             mixed_precision=MIXED[job.plan.precision],
             cpu=job.device.kind == "cpu",

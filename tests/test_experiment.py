@@ -181,8 +181,9 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
 
 # What is written by sweeps, failures, hub models, GPUs, pauses and other tasks alone.
 NOT_HERE = re.compile(
-    r"overhead/|trials|green_tune\.(study|trial|front|error)|base_model_commit|gpu_(power|idle)|"
-    r"paused/|energy_f(aults|lags)|(start_)?quality\.(exact_match|rouge)"
+    r"overhead/|trials|green_tune\.(study|trial|front|error|sessions)|base_model_commit|"
+    r"gpu_(power|idle)|paused/|energy_f(aults|lags)|stopped_early|"
+    r"(start_)?quality\.(exact_match|rouge)"
 )
 ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "trials.json", "front.json",
              "front.png"}  # fmt: skip

@@ -102,6 +102,21 @@ def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_looked_for(he
         job.prepare(TrainConfig(model=str(folder), gpu="cpu"))
 
 
+def test_a_model_of_the_table_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("green_tune.job._commit", asked)
+    small = replace(CPU, memory_gib=16.0)
+    monkeypatch.setattr("green_tune.job._cpu", lambda: small)
+    with pytest.raises(ConfigError, match=r"llama-2-7b does not fit into Xeon.* what would fit"):
+        job.prepare(TrainConfig(model="llama-2-7b", gpu="cpu"))
+    with pytest.raises(AssertionError):
+        job.prepare(TrainConfig(model="gemma-2b", gpu="cpu", precision="bf16"))
+
+
 def test_a_base_that_is_no_causal_language_model_is_refused(here: Path) -> None:
     folder = here / "bert"
     folder.mkdir()

@@ -132,6 +132,17 @@ def test_other_kinds_of_lora_learn_otherwise(make_job: MakeJob, kind: dict[str, 
     assert result.val_loss < result.start_val_loss
 
 
+def test_trainings_of_one_process_may_differ_in_precision(make_job: MakeJob) -> None:
+    """bf16 on a CPU is slow, and computes as on a GPU: weights in 16 bits, the adapter in 32."""
+    exact, _, _ = fit(make_job())
+    found, _, tuner = fit(make_job(precision="bf16"))
+    again, _, _ = fit(make_job())
+    assert again == exact != found
+    assert found == pytest.approx(exact, rel=1e-2)
+    kept = {p.dtype for n, p in tuner.model.named_parameters() if "lora_" in n}
+    assert (kept, tuner.loss.base.dtype) == ({torch.float32}, torch.bfloat16)
+
+
 def test_loraplus_gives_b_a_higher_learning_rate(make_job: MakeJob) -> None:
     tuner = training.load(make_job(loraplus_ratio=16.0, learning_rate=1e-3, warmup_steps=0))
     stepper = Stepper(tuner.job, tuner.loss, tuner.steps)
