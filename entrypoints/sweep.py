@@ -34,7 +34,8 @@ def _sweep(asked: dict[str, str]) -> None:
     ours = {spec.name for spec in fields(SweepConfig)}
     config = SweepConfig.parse({name: text for name, text in asked.items() if name in ours})
     base, space = spaces.split({name: text for name, text in asked.items() if name not in ours})
-    job = jobs.prepare(base)
+    largest = replace(base, **{name: dimension.high for name, dimension in space.items()})  # type: ignore[arg-type]
+    job = jobs.prepare(base).pinned(largest)
     if job.rank.world > 1:
         raise ConfigError(
             f"a sweep runs in one process, and {job.rank.world} were started together; start it "

@@ -159,7 +159,12 @@ def varlen(
     module: Any, query: Any, key: Any, value: Any, mask: Any, **asked: Any
 ) -> tuple[torch.Tensor, None]:
     """Node by node in one kernel, which aligns a branch's last query with the path's last key."""
-    layout, scale, window, _ = _asked(asked)
+    layout, scale, window, dropout = _asked(asked)
+    if dropout:
+        raise ModelError(
+            "attention=varlen has no dropout, which this base's config.json asks for "
+            "(attention_dropout): take attention=padded"
+        )
     query_ends, key_ends, longest_query, longest_key, tokens = layout.lengths()
     where = query.device.type
     if torch.is_autocast_enabled(where):  # which does not know this kernel
@@ -192,7 +197,11 @@ def register() -> None:
 def stock(model: Any) -> Iterator[None]:
     """The model with transformers' own attention, as generating needs it."""
     ours = model.config._attn_implementation
-    model.set_attn_implementation(STOCK)
+    try:
+        model.set_attn_implementation(STOCK)
+    except ValueError as error:
+        reason = str(error).split(".")[0]
+        raise ModelError(f"this kind of model cannot be trained here: {reason}") from None
     try:
         yield
     finally:
@@ -214,10 +223,10 @@ def _asked(asked: dict[str, Any]) -> tuple[Layout, float | None, int | None, flo
             "this kind of model does not pass on where examples begin, so they would see one "
             "another: take batching=padded"
         )
-    if asked.get("softcap") is not None or asked.get("position_bias") is not None:
+    if any(asked.get(name) is not None for name in ("softcap", "position_bias", "s_aux")):
         raise ModelError(
-            "this kind of model changes its attention scores (soft-capping, position bias), and no "
-            "attention here can: take another base model"
+            "this kind of model changes its attention scores (soft-capping, position bias, sinks), "
+            "and no attention here can: take another base model"
         )
     return layout, asked.get("scaling"), asked.get("sliding_window"), asked.get("dropout") or 0.0
 

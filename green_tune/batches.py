@@ -121,7 +121,7 @@ def cut(
 ) -> list[Micro]:
     """Micro-batches of at most `tokens` tokens, or of `rows` rows where they are padded.
 
-    An example that is longer makes one alone.
+    An example that is longer makes one alone; a tree may exceed them by a few tokens a branch.
     """
     if batching == "padded":
         by_length = sorted(examples, key=lambda example: len(example["input_ids"]))

@@ -37,6 +37,7 @@ PLANNED = (
     "micro_batch_tokens", "micro_batch_size",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 AUTO, NEVER = "auto", "never"
 
 
@@ -135,6 +136,7 @@ def identity(job: Job) -> dict[str, str]:
         "threads": _threads() if job.device.kind == "cpu" else "",
         "version.green_tune": __version__,
         "tracking store": _address(store.tracking_uri()),
+        "experiment": next(filter(None, map(os.environ.get, EXPERIMENT)), ""),
     }
     return config | plan | versions | found
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from green_tune import __version__, nvml, quality, training
+from green_tune import __version__, nvml, quality, stop, training
 from green_tune.bill import Bill
 from green_tune.checkpoint import Checkpoint
-from green_tune.errors import StoreError
+from green_tune.errors import Stopped, StoreError
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
 from green_tune.meter import Meter
@@ -72,14 +72,28 @@ def run_experiment(
             )
         )
     run.log_metrics(result.to_metrics(), step=result.steps)
-    if result.steps < result.steps_planned:
-        run.set_tags({"stopped_early": f"after step {result.steps} of {result.steps_planned}"})
-    with phase("save"):
-        _save_adapter(tuner, run)
-    training.from_everywhere(None)  # all wait, and are measured, until it is saved
-    run.log_metrics(_quality(tuner, phase), step=result.steps)
+    _note_end(result, run)
+    try:
+        with phase("save"):
+            _save_adapter(tuner, run)
+        training.from_everywhere(None)  # all wait, and are measured, until it is saved
+        run.log_metrics(_quality(tuner, phase), step=result.steps)
+    except Stopped:
+        with stop.held():
+            keeper.keep(tuner.state)  # the next session has only this to do again
+        raise
     bill.together = training.from_everywhere
     return result
+
+
+def _note_end(result: TrainResult, run: Run) -> None:
+    """Where it ended early, and whose adapter it is: its losses become the newest points."""
+    if result.steps < result.steps_planned:
+        run.set_tags({"stopped_early": f"after step {result.steps} of {result.steps_planned}"})
+    if result.adapter_step < result.steps:
+        run.set_tags({"adapter_step": str(result.adapter_step)})
+        losses = {"val_loss": result.val_loss, "val_bits_per_byte": result.val_bits_per_byte}
+        run.log_metrics(losses, step=result.steps + 1)
 
 
 def follow(job: Job, meter: Meter | None) -> None:

@@ -53,6 +53,18 @@ class Job:
         """The same job with other hyperparameters: a trial of a sweep."""
         return replace(self, config=config, plan=self._plan(config))
 
+    def pinned(self, largest: TrainConfig) -> "Job":
+        """The job with the precision and the bits of base weights that its largest trial needs.
+
+        Trials that differ in these would not be comparable.
+
+        Raises:
+            ConfigError: the largest trial does not fit.
+        """
+        plan = self._plan(largest)
+        fixed = {"precision": plan.precision, "quantization": plan.quantization}
+        return self.with_config(replace(self.config, **fixed))  # type: ignore[arg-type]
+
     def _plan(self, config: TrainConfig) -> Plan:
         return _plan(
             config, self.device, self.shape, self.family, self.data.shared, self.rank.world

@@ -23,10 +23,13 @@ from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
 from green_tune.hardware import Device
 from green_tune.job import Job
 
-PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi; of GPT-2
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc"),
-}
+PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi, OPT, Falcon; of GPT-2
+    "attention": (
+        "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "dense", "query_key_value",
+        "c_attn",
+    ),
+    "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"),
+}  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,6 +102,8 @@ def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, KeyError) and error.args[0] in attention.NAMES.values():
+            reason = "its attention cannot be exchanged; take another base model"
         raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
     base, report = loaded
     _check_whole(job, base, tokenizer, report)
@@ -191,7 +196,8 @@ def _targets(job: Job, base: Any) -> str | list[str]:
     if asked.lower() in PLACES:
         names = [name for name in there if name in PLACES[asked.lower()]]
         return names or _no_layer(job, asked, there)
-    every = {name.rpartition(".")[2] for name, _ in base.named_modules() if name}
+    adaptable = torch.nn.Linear | torch.nn.Embedding | Conv1D
+    every = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, adaptable)}
     names = [name.strip() for name in asked.split(",")]
     for name in names:
         if name not in every:

@@ -50,7 +50,11 @@ class LabelLoss(nn.Module):
         return self._labelled(out.last_hidden_state, micro)
 
     def _own_logits(self, micro: Micro) -> tuple[Tensor, Tensor]:
-        """All logits as the model itself makes them, and of them those where a label is."""
+        """Logits as the model itself makes them where a label is; of padded rows it makes all."""
+        if not micro.width:
+            at = _on(micro.label_at, self.base.device)
+            out = self.base(**self._inputs(micro), logits_to_keep=at)
+            return out.logits[0], _on(micro.targets, at.device)
         return self._labelled(self.base(**self._inputs(micro)).logits, micro)
 
     def _inputs(self, micro: Micro) -> dict[str, Any]:

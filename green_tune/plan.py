@@ -63,6 +63,8 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
         ConfigError: what was asked is not supported there, does not fit, needs a library that is
             not installed, or cannot be shared equally by that many processes.
     """
+    if shape and shape.context < config.max_seq_len:  # longer examples are cut
+        config = replace(config, max_seq_len=shape.context)
     mine = rules.share(config.batch_size * config.accumulation_steps, processes)
     family = shape.family if shape else family
     precision, why_precision = rules.precision(config, device, family)

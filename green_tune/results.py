@@ -25,6 +25,7 @@ class TrainResult:
     start_val_loss: float
     train_loss: float
     steps: int
+    adapter_step: int  # whose adapter it is: with early stopping that of the best validation
     steps_planned: int  # more than `steps` where it was stopped early
     train_tokens: int  # of all examples, without padding, shared ones counted for each
     processed_tokens: int  # what the model has computed: with padding, shared ones once

@@ -211,6 +211,11 @@ def _optimizer(job: Job, model: Any, trained: Iterable[Any]) -> torch.optim.Opti
     }
     if config.loraplus_ratio > 1:
         return create_loraplus_optimizer(
-            model, torch.optim.AdamW, loraplus_lr_ratio=config.loraplus_ratio, **asked
+            model,
+            torch.optim.AdamW,
+            loraplus_lr_ratio=config.loraplus_ratio,
+            loraplus_weight_decay=config.weight_decay,  # else peft's own, whatever is asked
+            loraplus_lr_embedding=config.learning_rate,
+            **asked,
         )
     return torch.optim.AdamW(trained, **asked)

@@ -34,8 +34,8 @@ class Encoder:
         self._start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                "its tokenizer has no end token, so a completion would never end: name one as "
-                "eos_token in its tokenizer_config.json"
+                "the base model's tokenizer has no end token, so a completion would never end: "
+                "name one as eos_token in its tokenizer_config.json"
             )
         self._end = [tokenizer.eos_token_id]
 

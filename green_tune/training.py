@@ -23,7 +23,7 @@ from green_tune.batches import Micro, Schedule
 from green_tune.data import Data
 from green_tune.errors import Stopped, TrainingDiverged
 from green_tune.job import Job
-from green_tune.loading import adapted_model, named_out_of_memory
+from green_tune.loading import adapted_model, is_out_of_memory, named_out_of_memory
 from green_tune.loss import LabelLoss
 from green_tune.probe import check_examples_apart
 from green_tune.results import TrainResult
@@ -141,6 +141,8 @@ class FineTuner:
             batching=job.plan.batching,  # type: ignore[arg-type]
         )
         self._to_validate: list[Micro] = []
+        self._at_once = job.plan.micro_batch_tokens
+        self.state: Callable[[], dict[str, Any]] = dict  # of the training, once it has begun
 
     @property
     def steps(self) -> int:
@@ -162,6 +164,9 @@ class FineTuner:
             check_examples_apart(self.loss, self.train, self.job.plan)
             stepper = Stepper(self.job, self.loss, self.steps)
             course = _Course(self, stepper, watch)
+            with stop.held():  # half of what was kept must not take its place
+                course.restore()
+            self.state = course.state
             try:
                 course.begin()
                 while course.goes_on():
@@ -182,12 +187,10 @@ class FineTuner:
         Sum of the completion tokens' negative log-likelihoods over their number, in nats.
         """
         self.model.eval()
-        total = torch.zeros((), dtype=torch.float64)
         with torch.inference_mode(), named_out_of_memory(self.job):
-            for micro in self._validation_micros():
-                total += self.loss(micro).cpu()
+            total = self._validated()
         self.model.train()
-        summed = sum(from_everywhere(float(total)))
+        summed = sum(from_everywhere(total))
         labels = sum(example["labelled"] for example in self.validation)
         text_bytes = sum(example["completion_bytes"] for example in self.validation)
         return Validation(loss=summed / labels, bits_per_byte=summed / math.log(2) / text_bytes)
@@ -204,15 +207,26 @@ class FineTuner:
     def _examples(self, step: int) -> list[Encoded]:
         return [self.train[number] for number in self._schedule.step(step)]
 
+    def _validated(self) -> float:
+        """The summed loss of this process's part; smaller micro-batches where they do not fit."""
+        while True:
+            try:
+                return float(sum(float(self.loss(micro)) for micro in self._validation_micros()))
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self._at_once < self.max_seq_len:
+                    raise
+            self._at_once //= 2
+            self._to_validate = []
+            torch.cuda.empty_cache()
+
     def _validation_micros(self) -> list[Micro]:
         """This process's part of the validation set, cut once."""
         if not self._to_validate:
             rank, plan = self.job.rank, self.job.plan
             mine = batches.shares(self.validation, rank.world)[rank.number]
             how: Any = plan.batching
-            self._to_validate = batches.cut(
-                mine, how, tokens=plan.micro_batch_tokens, rows=plan.micro_batch_size
-            )
+            rows = max(1, plan.micro_batch_size * self._at_once // plan.micro_batch_tokens)
+            self._to_validate = batches.cut(mine, how, tokens=self._at_once, rows=rows)
         return self._to_validate
 
 
@@ -282,12 +296,15 @@ class _Course:
         """Steps that are done."""
         return self._seen.done
 
-    def begin(self) -> None:
-        """Goes on where an earlier session was, or validates before the first step."""
-        self._tuner.model.train()
+    def restore(self) -> None:
+        """Puts back where an earlier session was, if there was one."""
         if kept := self._watch.kept:
             self._stepper.restore(kept["stepper"])
             self._seen = _Seen(**kept["seen"])
+
+    def begin(self) -> None:
+        """Validates before the first step, or where an earlier session was about to."""
+        self._tuner.model.train()
         self._resumed_s = time.perf_counter()
         if self._is_due():
             self._pause(self._validate)
@@ -310,7 +327,8 @@ class _Course:
 
     def keep(self) -> None:
         """Hands on how to make the state."""
-        self._pause(lambda: self._watch.keep(self.state))
+        with stop.held():
+            self._pause(lambda: self._watch.keep(self.state))
 
     def state(self) -> dict[str, Any]:
         """Where it is: all that an uninterrupted training would go on with."""
@@ -323,9 +341,9 @@ class _Course:
     def result(self) -> TrainResult:
         """What came of it; with early stopping the best adapter is put back, and counts."""
         seen, tuner, stepper = self._seen, self._tuner, self._stepper
-        _, loss, bits, _ = seen.validations[-1]
+        step, loss, bits, _ = seen.validations[-1]
         if seen.best is not None:
-            _, loss, bits, _ = min(seen.validations, key=lambda row: row[1])
+            step, loss, bits, _ = min(seen.validations, key=lambda row: row[1])
             stepper.load_weights(seen.best)
         peak = torch.cuda.max_memory_allocated() if tuner.job.device.kind == "cuda" else 0
         counted = from_everywhere((stepper.useful, stepper.processed))
@@ -335,6 +353,7 @@ class _Course:
             start_val_loss=seen.validations[0][1],
             train_loss=seen.train_loss,
             steps=seen.done,
+            adapter_step=int(step),
             steps_planned=tuner.steps,
             train_tokens=sum(useful for useful, _ in counted),
             processed_tokens=sum(processed for _, processed in counted),
@@ -365,8 +384,8 @@ class _Course:
             self._resumed_s = time.perf_counter()
 
     def _measured(self) -> dict[str, float]:
-        everywhere = from_everywhere(self._stepper.train_loss())
-        summed, labels = (sum(part) for part in zip(*everywhere, strict=True))
+        everywhere = from_everywhere((*self._stepper.train_loss(), self._stepper.useful))
+        summed, labels, tokens = (sum(part) for part in zip(*everywhere, strict=True))
         self._seen.train_loss = summed / labels
         _check_finite("loss", self._seen.train_loss, self.done)
         seconds = self._seen.training_s + time.perf_counter() - self._resumed_s
@@ -374,7 +393,7 @@ class _Course:
             "train_loss": self._seen.train_loss,
             "learning_rate": self._stepper.learning_rate,
             "grad_norm": self._stepper.grad_norm,
-            "tokens_per_s": self._stepper.useful / seconds,
+            "tokens_per_s": tokens / seconds,
         }
 
     def _validate(self) -> None:

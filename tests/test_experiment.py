@@ -60,6 +60,23 @@ def test_the_task_is_measured_before_and_after_in_a_phase_of_its_own_or_not_at_a
     assert not [name for name in without if "quality" in name]
 
 
+def test_the_loss_of_a_run_that_stopped_early_is_that_of_its_adapter(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter([5.0, 4.0, 3.9, 3.95, 3.94])
+    monkeypatch.setattr(
+        training.FineTuner,
+        "validate",
+        lambda self: training.Validation(loss=next(given), bits_per_byte=1.0),
+    )
+    job = make_job(evals=6, min_gain_per_g=1e6, quality_examples=0)
+    monkeypatch.setattr("green_tune.patience.IN_A_ROW", 4)
+    record = Tracker(store_uri).get(run(job, store_uri))
+    assert record.metrics["val_loss"] == 3.9
+    assert record.tags["adapter_step"] == "2"
+    assert record.tags["stopped_early"] == "after step 4 of 6"
+
+
 @pytest.mark.parametrize("error", [RunFailed("the loss is nan"), Stopped(15), ValueError("a bug")])
 def test_what_was_spent_is_logged_however_the_training_ends(
     make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -182,7 +199,7 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
 # What is written by sweeps, failures, hub models, GPUs, pauses and other tasks alone.
 NOT_HERE = re.compile(
     r"overhead/|trials|green_tune\.(study|trial|front|error|sessions)|base_model_commit|"
-    r"gpu_(power|idle)|paused/|energy_f(aults|lags)|stopped_early|"
+    r"gpu_(power|idle)|paused/|energy_f(aults|lags)|stopped_early|adapter_step|"
     r"(start_)?quality\.(exact_match|rouge)"
 )
 ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "trials.json", "front.json",

@@ -27,6 +27,11 @@ def gpu(name: str, capability: tuple[int, int]) -> Device:
 T4 = gpu("Tesla T4", (7, 5))
 A100 = gpu("NVIDIA A100-SXM4-40GB", (8, 0))
 UNKNOWN = gpu("NVIDIA GeForce GTX 1080", (6, 1))
+MISTRAL = {
+    "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32000,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
 NEWER = gpu("NVIDIA R1000", (11, 0))
 
 
@@ -115,6 +120,24 @@ def test_a_model_of_the_table_is_refused_before_the_hub_is_asked(
         job.prepare(TrainConfig(model="llama-2-7b", gpu="cpu"))
     with pytest.raises(AssertionError):
         job.prepare(TrainConfig(model="gemma-2b", gpu="cpu", precision="bf16"))
+
+
+def test_trials_share_the_bits_and_the_precision_that_their_largest_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mistral fits an L4 in 16 bits with rank 16, and not with rank 64."""
+    plug_in(monkeypatch, replace(gpu("NVIDIA L4", (8, 9)), memory_gib=22.5))
+    monkeypatch.setattr("green_tune.job._commit", lambda *_: "c0ffee")
+    monkeypatch.setattr("green_tune.job._config_json", lambda *_: MISTRAL)
+    here = job.prepare(TrainConfig(model="mistral-7b"))
+    assert here.plan.quantization == "none"
+    largest = TrainConfig(model="mistral-7b", lora_rank=64)
+    with pytest.raises(ConfigError, match="bitsandbytes"):
+        here.pinned(largest)
+    monkeypatch.setattr("green_tune.job.find_spec", lambda name: name == "bitsandbytes")
+    pinned = here.pinned(largest)
+    assert (pinned.plan.quantization, pinned.plan.precision) == ("nf4", "bf16")
+    assert pinned.with_config(pinned.config).plan == pinned.plan
 
 
 def test_a_base_that_is_no_causal_language_model_is_refused(here: Path) -> None:

@@ -81,7 +81,7 @@ def test_what_was_asked_for_is_kept() -> None:
     [
         (CPU, {}, 2048, "more would gain nothing"),
         (CPU, {"batch_size": 2}, 1024, "a whole step"),
-        (CPU, {"max_seq_len": 3000}, 3000, "more would gain nothing"),
+        (CPU, {"max_seq_len": 3000}, 2048, "more would gain nothing"),  # beyond its context
         (L4, {"batch_size": 99}, 16384, "more would gain nothing"),
         (UNKNOWN, {}, 512, "this GPU is not in the table"),
     ],

@@ -30,6 +30,7 @@ def test_a_result_leaves_the_losses_to_their_curves() -> None:
         start_val_loss=2.0,
         train_loss=1.1,
         steps=40,
+        adapter_step=40,
         steps_planned=60,
         train_tokens=1000,
         processed_tokens=700,

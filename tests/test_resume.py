@@ -14,6 +14,7 @@ from green_tune.experiment import run_experiment
 from green_tune.footprint import Basis, Measurement, Segment
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.stepper import Stepper
 from green_tune.tracking import SESSIONS, Query, Tracker
 from green_tune.training import Progress, Watch
 
@@ -54,6 +55,40 @@ class Session:
 def adapter(session: Session, folder: Path) -> bytes:
     session.tuner.save(folder)
     return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_stop_while_a_state_is_put_back_leaves_the_kept_one_alone(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(epochs=2)
+    first = Session(job, until=5)
+    real = Stepper.restore
+
+    def restore(self: Stepper, state: dict[str, Any]) -> None:
+        real(self, state)
+        stop._ask(15, None)
+
+    monkeypatch.setattr(Stepper, "restore", restore)
+    assert Session(job, first.state).state == b""
+
+
+def test_a_stop_after_the_last_step_keeps_the_whole_training(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(quality_examples=0)
+
+    def stopped(*_: object) -> None:
+        raise Stopped(15)
+
+    monkeypatch.setattr("green_tune.experiment._save_adapter", stopped)
+    kept = checkpoint.claim(job)
+    with pytest.raises(Stopped), Meter.of(job) as meter, kept.until_the_end():
+        meter.open()
+        with Tracker(store_uri).run("train", "one") as run, measured(job, run, meter) as bill:
+            run_experiment(job, run, bill, kept)
+    again = checkpoint.claim(job).read()
+    assert again is not None
+    assert training.from_bytes(again)["step"] == training.load(job).steps
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

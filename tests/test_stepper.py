@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoTokenizer, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from green_tune import attention, batches, loss, probe, tiny, training
 from green_tune.batches import Micro
@@ -90,6 +97,26 @@ def test_an_out_of_memory_halves_the_micro_batch_and_keeps_the_step(
     assert result.steps == 6
 
 
+def test_a_validation_that_does_not_fit_is_cut_smaller(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake of a GPU's out-of-memory, in validations alone."""
+    tuner = training.load(make_job(max_eval_examples=60, max_seq_len=64))
+    expected = tuner.validate()
+    real, sizes = loss.LabelLoss.forward, []
+
+    def forward(self: loss.LabelLoss, micro: Micro) -> torch.Tensor:
+        if len(micro.ids) > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        sizes.append(len(micro.ids))
+        return real(self, micro)
+
+    monkeypatch.setattr(loss.LabelLoss, "forward", forward)
+    tuner._at_once, tuner._to_validate = 1000, []
+    assert tuner.validate().loss == pytest.approx(expected.loss, rel=1e-6)
+    assert len(sizes) > 3
+
+
 def test_an_example_that_does_not_fit_alone_is_one_clear_line(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,10 +171,12 @@ def test_trainings_of_one_process_may_differ_in_precision(make_job: MakeJob) -> 
 
 
 def test_loraplus_gives_b_a_higher_learning_rate(make_job: MakeJob) -> None:
-    tuner = training.load(make_job(loraplus_ratio=16.0, learning_rate=1e-3, warmup_steps=0))
+    asked = {"learning_rate": 1e-3, "warmup_steps": 0, "weight_decay": 0.1}
+    tuner = training.load(make_job(loraplus_ratio=16.0, **asked))
     stepper = Stepper(tuner.job, tuner.loss, tuner.steps)
     rates = {group["lr"] for group in stepper._optimizer.param_groups if group["params"]}
     assert rates == {1e-3, 16e-3}
+    assert 0.1 in {group["weight_decay"] for group in stepper._optimizer.param_groups}
 
 
 def test_a_contaminated_batch_is_refused_before_the_first_step(
@@ -219,6 +248,19 @@ def _one_by_one(tuner: training.FineTuner) -> float:
             total -= float(scores[-example["labelled"] :].sum())
             labels += example["labelled"]
     return total / labels
+
+
+def test_a_base_that_sees_what_comes_later_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    """A BERT whose config does not say what it is, in the way that our own advice names."""
+    shape: dict[str, Any] = {
+        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    BertLMHeadModel(BertConfig(**shape)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny.folder()).save_pretrained(tmp_path)
+    tuner = training.load(make_job(model=str(tmp_path), batching="padded"))
+    with pytest.raises(ModelError, match="sees what comes after a token"):
+        tuner.fit()
 
 
 def test_stopping_early_gives_back_the_best_adapter(
