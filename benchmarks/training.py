@@ -59,7 +59,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from benchmarks.record import facts, say, table, write
-from green_tune import attention, training
+from green_tune import attention, lora, training
 from green_tune import job as jobs
 from green_tune.config import TrainConfig
 from green_tune.errors import OutOfMemory
@@ -395,7 +395,8 @@ def _green(tuner: FineTuner, watch: "Stopwatch") -> Course:
 
 
 def _other(tuner: FineTuner, watch: "Stopwatch", setting: Setting) -> Course:
-    """Another trainer on the same model, with transformers' own attention."""
+    """Another trainer on the same model, with transformers' own attention and peft's own layers."""
+    lora.unfuse(tuner.model)
     before = _validated(tuner)
     with attention.stock(tuner.loss.base), TemporaryDirectory() as folder:
         trainer = _trainer(tuner, setting, folder)

@@ -130,15 +130,12 @@ def documents(
 ) -> tuple[torch.Tensor, None]:
     """Tree by tree; query (1, heads, tokens, size) to (1, tokens, heads, size)."""
     layout, scale, window, dropout = _asked(asked)
-    key, value = _repeated(key, value, query.shape[1])
     sizes = [end - start for start, end in layout.trees]
     parts = zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)
     seen = []
     for tree, (q, k, v) in enumerate(parts):  # split: a slice's gradient is as large as the whole
         mask = layout.mask(tree, window, query.dtype)
-        seen.append(
-            sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout)
-        )
+        seen.append(_attended(q, k, v, mask, scale=scale, dropout_p=dropout))
     return torch.cat(seen, 2).transpose(1, 2), None
 
 
@@ -147,11 +144,10 @@ def padded(
 ) -> tuple[torch.Tensor, None]:
     """All trees at once, filled up to the longest; shapes as `documents`."""
     layout, scale, window, dropout = _asked(asked)
-    key, value = _repeated(key, value, query.shape[1])
     tokens, places = layout.grid()
     q, k, v = (x[0][:, tokens].transpose(0, 1) for x in (query, key, value))  # (trees, heads, …)
     mask = layout.grid_mask(window, query.dtype)
-    seen = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout)
+    seen = _attended(q, k, v, mask, scale=scale, dropout_p=dropout)
     return seen.transpose(1, 2).flatten(0, 1)[places][None], None
 
 
@@ -231,9 +227,15 @@ def _asked(asked: dict[str, Any]) -> tuple[Layout, float | None, int | None, flo
     return layout, asked.get("scaling"), asked.get("sliding_window"), asked.get("dropout") or 0.0
 
 
-def _repeated(key: Any, value: Any, heads: int) -> tuple[Any, Any]:
-    """Each key and value for all the queries that share it."""
-    groups = heads // key.shape[1]
-    if groups == 1:
-        return key, value
-    return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+def _attended(query: Any, key: Any, value: Any, mask: Any, **how: Any) -> torch.Tensor:
+    """One SDPA; keys and values that several queries share are repeated where kernels need it.
+
+    A CPU's kernel does not; of a GPU's only FlashAttention, which takes no mask.
+    """
+    groups = query.shape[1] // key.shape[1]
+    grouped = query.device.type == "cpu" and groups > 1
+    if groups > 1 and not grouped:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return sdpa(
+        query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **how
+    )

@@ -27,6 +27,12 @@ def fuse(model: Any) -> int:
     return len(plain)
 
 
+def unfuse(model: Any) -> None:
+    """Gives each layer peft's own forward back."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
 def _is_plain(module: Any) -> bool:
     return (
         type(module) is peft_layers.Linear

@@ -70,6 +70,14 @@ def test_switched_off_or_merged_the_adapter_is_what_peft_makes_of_it() -> None:
         assert torch.allclose(model(IDS).logits, plain(IDS).logits, atol=1e-5)
 
 
+def test_unfused_a_layer_is_pefts_again() -> None:
+    plain, model = adapted(False), adapted(True)
+    lora.unfuse(model)
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    assert not [m for m in model.modules() if "forward" in m.__dict__]
+
+
 def test_it_keeps_less_for_the_backward_pass() -> None:
     """Bytes that autograd keeps, each storage once, weights left out."""
 
