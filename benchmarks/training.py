@@ -14,17 +14,11 @@ which has imported everything and computed nothing.
 """
 
 import argparse
-import json
-import logging
-import math
 import operator
 import os
-import random
-import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -41,15 +35,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pynvml
 import torch
-import transformers
 from datasets import Dataset
-from datasets import disable_progress_bars as hide_progress
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
 )
@@ -58,38 +46,28 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from benchmarks.record import facts, say, table, write
+from benchmarks.record import facts, say, write
+from benchmarks.training_base import build, chosen, hush, models, vocab
+from benchmarks.training_page import (
+    GOALS,
+    GREEN,
+    GROUPED,
+    LONGEST,
+    PACKED,
+    WATTS,
+    WHAT,
+    Results,
+    Taken,
+    report,
+)
 from green_tune import attention, lora, training
 from green_tune import job as jobs
 from green_tune.config import TrainConfig
 from green_tune.errors import OutOfMemory
 from green_tune.hardware import Device
+from green_tune.loading import precision_of
 from green_tune.shapes import SHAPES, Shape
-from green_tune.tasks import TASKS, Example
 from green_tune.training import FineTuner, Watch
-
-LONGEST = 512  # tokens of an example, and of every row that is padded to the maximum
-WATTS = 4.0  # of a busy core: CodeCarbon's for a thread of a CPU that it does not know
-SPECIAL = ("<pad>", "<s>", "</s>")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# The promise: at least so many times less than grouping by length takes, and never more than TRL.
-GOALS = {"qa": 2.5, "summarization": 1.3, "sentiment": 1.3}
-GROUPED = "hf-grouped"
-PACKED = ("trl-padding-free", "trl-packing")
-OURS = "green-tune"
-WHAT = {
-    "hf-max": f"transformers' Trainer, rows padded to {LONGEST} tokens",
-    GROUPED: "transformers' Trainer, padded to the longest, examples grouped by length",
-    PACKED[0]: "TRL's SFTTrainer, padding_free",
-    PACKED[1]: "TRL's SFTTrainer, packing bfd: rows as long as a step's examples on average, "
-    "one a step, so that steps and their examples are as many",
-    "green-flat": "green-tune without padding, nothing shared",
-    "green-tree": "green-tune without padding, what prompts share computed once",
-    OURS: "green-tune as it comes: it chooses",
-}
-GREEN = {"green-flat": "flat", "green-tree": "tree", OURS: "auto"}
-BASELINES = tuple(name for name in WHAT if name not in GREEN)
 
 R = TypeVar("R")
 
@@ -110,32 +88,6 @@ class Setting:
     micro_batch_tokens: int = 0  # of green-tune's; 0: it chooses
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """What one training took, and what came of it."""
-
-    wall_s: float
-    cpu_s: float
-    gpu_j: float  # 0 on a CPU
-    examples: int
-    useful: int  # tokens of all examples, without padding, shared ones counted for each
-    computed: int  # tokens that went through the model
-    steps: int
-    loss_before: float
-    loss_after: float
-    flops: float  # modelled; see `_flops`
-    peak_flops: float  # that the device promises in a second; 0 where that is not known
-    memory_gib: float  # measured peak; 0 on a CPU
-    estimate_gib: float
-
-    def joules(self, watts: float) -> float:
-        """Measured on a GPU; on a CPU so many watts for each second of a busy core."""
-        return self.gpu_j or self.cpu_s * watts
-
-
-Results = dict[tuple[str, str], dict[str, list[Taken]]]  # by model and task, by contender
-
-
 def main() -> None:
     """Measures, prints the page and keeps it."""
     asked = _options().parse_args()
@@ -146,7 +98,7 @@ def main() -> None:
             "examples of a step": str(asked.batch_size),
         }
         results: Results = {}
-        for model, shape in _models(asked).items():
+        for model, shape in models(asked).items():
             results |= _measured(asked, model, shape, Path(made))
     page = report(known, results, asked.watts_per_core, asked.device)
     sys.stdout.write(page)
@@ -186,8 +138,8 @@ def _measured(asked: Any, model: str, shape: Shape | None, made: Path) -> Result
     """All contenders on one base model, in turns; every other round backwards."""
     results: Results = {(model, task): {} for task in asked.tasks}
     with TemporaryDirectory(dir=made) as room:
-        folders = {task: _chosen(asked, task, Path(room)) for task in asked.tasks}
-        base = asked.model or _apart(_build, shape, Path(room), _vocab(asked), folders, asked)
+        folders = {task: chosen(asked, task, Path(room)) for task in asked.tasks}
+        base = asked.model or _apart(build, shape, Path(room), vocab(asked), folders, asked)
         plain = _setting(asked, base, folders)
         turns = [(task, name) for task in asked.tasks for name in asked.contenders]
         for repeat in range(asked.repeats):
@@ -234,117 +186,12 @@ def _apart(work: Callable[..., R], *given: Any) -> R:
         return pool.submit(work, *given).result()
 
 
-# Data and models
-
-
-def _chosen(asked: Any, task: str, room: Path) -> Path:
-    """Some of a task's examples, in a folder of their own: whole passages, drawn by chance.
-
-    The first rows of a shuffled file would share less of their passages than the file does.
-    """
-    rows = _rows(asked.data / task / "train.jsonl")
-    field, dice = TASKS[task].template[1], random.Random(0)
-    passages: dict[str, list[str]] = {}
-    for row in rows:
-        passages.setdefault(json.loads(row)[field], []).append(row)
-    drawn: list[str] = []
-    for passage in dice.sample(list(passages), len(passages)):
-        if not asked.examples or len(drawn) < asked.examples:
-            drawn += passages[passage]
-    dice.shuffle(drawn)
-    folder = room / task
-    folder.mkdir()
-    (folder / "train.jsonl").write_text("\n".join(drawn))
-    (folder / "validation.jsonl").write_text(
-        "\n".join(_rows(asked.data / task / "validation.jsonl")[: asked.validate])
-    )
-    return folder
-
-
-def _rows(path: Path) -> list[str]:
-    return [row for row in path.read_text(encoding="utf-8").split("\n") if row.strip()]
-
-
-def _models(asked: Any) -> dict[str, Shape | None]:
-    """The base models by name; a folder's shape is its own affair."""
-    if asked.model:
-        return {asked.model.resolve().name: None}
-    if asked.device == "cuda":
-        return {name: SHAPES[name] for name in asked.models}
-    heads, mlp = max(1, asked.hidden // 32), asked.hidden * 11 // 4
-    small = Shape(
-        family="llama", layers=asked.layers, hidden=asked.hidden, heads=heads,
-        kv_heads=max(1, heads // 2), head_dim=asked.hidden // heads, mlp=mlp,
-        vocab=_vocab(asked), context=4096,
-    )  # fmt: skip
-    return {f"llama of {small.parameters / 1e6:.1f} M parameters": small}
-
-
-def _vocab(asked: Any) -> int:
-    return asked.vocab or (32000 if asked.device == "cuda" else 4096)
-
-
-def _build(shape: Shape, room: Path, vocab: int, folders: Mapping[str, Path], asked: Any) -> Path:
-    """A base model at random weights from a fixed seed, with a tokenizer of these tasks' text."""
-    say("a base model and its tokenizer")
-    _hush()
-    texts = [text for task in folders for text in _texts(asked.data / task / "train.jsonl", task)]
-    folder = room / "base"
-    tokenizer = _tokenizer(texts, vocab)
-    tokenizer.save_pretrained(str(folder))
-    torch.manual_seed(0)
-    with torch.device(asked.device):
-        dtype = torch.bfloat16 if asked.device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_config(_config_of(shape), dtype=dtype)  # type: ignore[no-untyped-call]
-    model.save_pretrained(str(folder))
-    return folder
-
-
-def _config_of(shape: Shape) -> Any:
-    """What transformers calls such a shape."""
-    return AutoConfig.for_model(
-        shape.family,
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tied,
-        **dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), range(3), strict=True)),
-    )
-
-
-def _texts(path: Path, task: str) -> Iterator[str]:
-    for row in _rows(path):
-        example: Example = TASKS[task].example(json.loads(row))
-        yield from (example.prompt, example.completion)
-
-
-def _tokenizer(texts: Sequence[str], vocab: int) -> Any:
-    """Byte-level BPE, so that lengths are about those of real tokenizers."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    names = dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)  # type: ignore[no-untyped-call]
-
-
 # One measurement
 
 
 def measure(setting: Setting) -> Taken:
     """Trains once, in this process."""
-    _hush()
+    hush()
     torch.set_num_threads(setting.threads)
     job = jobs.prepare(_config(setting))
     tuner = training.load(job)
@@ -409,8 +256,7 @@ def _other(tuner: FineTuner, watch: "Stopwatch", setting: Setting) -> Course:
 
 def _validated(tuner: FineTuner) -> float:
     """By green-tune's own function, in the precision that it trains in."""
-    precision = tuner.job.plan.precision
-    with torch.autocast(tuner.job.device.kind, DTYPES[precision], precision != "fp32"):
+    with precision_of(tuner.job):
         return tuner.validate().loss
 
 
@@ -579,127 +425,10 @@ def _counter(device: Device) -> Callable[[], float]:
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
 
 
-def _hush() -> None:
-    """Progress is one line for each measurement."""
-    warnings.simplefilter("ignore")
-    hide_progress()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.disable(logging.WARNING)
-
-
 def _known(kind: str) -> dict[str, str]:
     """What this is measured on."""
     gpu = "cpu" if kind == "cpu" else "auto"
     return facts(jobs.prepare(TrainConfig(gpu=gpu)).device) | {"trl": metadata.version("trl")}
-
-
-# The page
-
-
-def report(known: Mapping[str, str], results: Results, watts: float, device: str) -> str:
-    """Markdown that reads well in a terminal."""
-    lines = [f"# Training, for the same examples: {known['machine']}", ""]
-    lines += [f"- {name}: {text}" for name, text in known.items() if name != "machine"]
-    lines += ["", *(f"- `{name}`: {text}" for name, text in WHAT.items()), ""]
-    lines += [_of_joules(watts, device), ""]
-    for (model, task), found in results.items():
-        lines += [*_of_task(model, task, found, watts), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _of_joules(watts: float, device: str) -> str:
-    if device == "cuda":
-        return "Joules are measured, by the GPU's own counter; CPU and memory are not in them."
-    return (
-        f"Joules are modelled: {watts:g} W for each second of a busy core, an assumption. Their "
-        "ratios, `x`, are those of CPU seconds. It was not run on a GPU."
-    )
-
-
-def _of_task(
-    model: str, task: str, found: Mapping[str, Sequence[Taken]], watts: float
-) -> Iterator[str]:
-    some = next(iter(found.values()), None)
-    yield f"## {task}, {model}"
-    yield ""
-    if not some:
-        yield "Nothing was measured."
-        return
-    one = some[0]
-    yield (
-        f"{one.examples} examples, {one.useful} useful tokens; loss before {one.loss_before:.4f}. "
-        f"Medians of {len(some)}. `x name`: so many times less energy than it took."
-    )
-    yield ""
-    yield from _table(found, watts)
-    yield from _verdicts(task, found, watts)
-
-
-def _table(found: Mapping[str, Sequence[Taken]], watts: float) -> list[str]:
-    columns = _columns(watts, on_gpu=any(t.gpu_j for taken in found.values() for t in taken))
-    bases = [name for name in BASELINES if name in found]
-    head = ("contender", *columns, *(f"x {base}" for base in bases))
-    rows = [
-        (
-            name,
-            *(cell(taken) for cell in columns.values()),
-            *(f"{_times_less(taken, found[base], watts):.2f}" for base in bases),
-        )
-        for name, taken in found.items()
-    ]
-    return table(head, rows)
-
-
-def _columns(watts: float, *, on_gpu: bool) -> dict[str, Callable[[Sequence[Taken]], str]]:
-    """Medians by what they are called."""
-    cells: dict[str, tuple[str, Callable[[Taken], float]]] = {
-        "CPU s": ("{:.1f}", lambda t: t.cpu_s),
-        "wall s": ("{:.1f}", lambda t: t.wall_s),
-        "tok/CPU s": ("{:.0f}", lambda t: t.useful / t.cpu_s),
-        "tok/s": ("{:.0f}", lambda t: t.useful / t.wall_s),
-        "mJ/tok": ("{:.2f}", lambda t: 1000 * t.joules(watts) / t.useful),
-        "computed/useful": ("{:.2f}", lambda t: t.computed / t.useful),
-        "steps": ("{:.0f}", lambda t: t.steps),
-        "loss after": ("{:.4f}", lambda t: t.loss_after),
-    }
-    if on_gpu:
-        cells |= {
-            "% of peak": (
-                "{:.0f}",
-                lambda t: 100 * t.flops / t.wall_s / (t.peak_flops or math.inf),
-            ),
-            "peak GiB": ("{:.1f}", lambda t: t.memory_gib),
-            "estimate GiB": ("{:.1f}", lambda t: t.estimate_gib),
-        }
-    return {name: partial(_median, *cell) for name, cell in cells.items()}
-
-
-def _median(form: str, figure: Callable[[Taken], float], taken: Sequence[Taken]) -> str:
-    return form.format(statistics.median(map(figure, taken)))
-
-
-def _times_less(ours: Sequence[Taken], theirs: Sequence[Taken], watts: float) -> float:
-    """How many times less energy one takes than the other, for the same examples."""
-    mine, other = (statistics.median(t.joules(watts) for t in taken) for taken in (ours, theirs))
-    return other / mine
-
-
-def _verdicts(task: str, found: Mapping[str, Sequence[Taken]], watts: float) -> Iterator[str]:
-    """Whether the goals are met; nothing of those that were not measured."""
-    least = {GROUPED: GOALS[task], **dict.fromkeys(PACKED, 1.0)}
-    for base, goal in least.items():
-        if base not in found or OURS not in found:
-            continue
-        times = _times_less(found[OURS], found[base], watts)
-        rounds = [
-            _times_less([mine], [other], watts)
-            for mine, other in zip(found[OURS], found[base], strict=False)
-        ]
-        yield (
-            f"- Goal, at least {goal:g} x {base}: {'met' if times >= goal else 'not met'}, "
-            f"{times:.2f} ({min(rounds):.2f} to {max(rounds):.2f} in single rounds)."
-        )
 
 
 def _kept(asked: Any, known: Mapping[str, str], results: Results) -> dict[str, Any]:

@@ -54,6 +54,12 @@ def adapted_model(job: Job) -> tuple[PeftModel, Any]:
         return model.to(device) if job.plan.quantization == "none" else model, tokenizer
 
 
+def precision_of(job: Job) -> torch.autocast:
+    """A block that computes in the precision of the plan, as training steps do."""
+    name = job.plan.precision
+    return torch.autocast(job.device.kind, DTYPES[name], enabled=name != "fp32")
+
+
 def _open(job: Job) -> torch.device:
     """The torch device, with every GPU hidden from torch that is not asked for."""
     device = job.device
@@ -146,9 +152,12 @@ def _use_liger(base: Any) -> None:
 
 
 def _layers(base: Any) -> list[Any]:
-    """The decoder's layers, from the bottom: the longest list of modules that there is."""
-    lists = [m for m in base.modules() if isinstance(m, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    """The decoder's layers, from the bottom: the outermost list of modules.
+
+    One further inside, such as a layer's experts, may be longer.
+    """
+    lists = (m for m in base.modules() if isinstance(m, torch.nn.ModuleList))
+    return list(next(lists, []))
 
 
 def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
@@ -168,7 +177,7 @@ def _check_whole(job: Job, base: Any, tokenizer: Any, report: Any) -> None:
 def _adapted(job: Job, base: Any) -> Any:
     config = job.config
     targets = _targets(job, base)
-    lora = LoraConfig(
+    adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -182,7 +191,7 @@ def _adapted(job: Job, base: Any) -> Any:
         with warnings.catch_warnings():  # GPT-2's layers are stored transposed; peft sees it itself
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-            return get_peft_model(base, lora)
+            return get_peft_model(base, adapter)
     except ValueError as error:
         raise ModelError(f"{job.source.name} cannot take an adapter: {error}") from None
 

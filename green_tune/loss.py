@@ -46,18 +46,19 @@ class LabelLoss(nn.Module):
 
     def hidden(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """The last layer's output where a label is, (labels, hidden), and the targets (labels)."""
-        out = self.base.base_model(**self._inputs(micro))
+        out = self.base.base_model(**self.inputs(micro))
         return self._labelled(out.last_hidden_state, micro)
 
     def _own_logits(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """Logits as the model itself makes them where a label is; of padded rows it makes all."""
         if not micro.width:
             at = _on(micro.label_at, self.base.device)
-            out = self.base(**self._inputs(micro), logits_to_keep=at)
+            out = self.base(**self.inputs(micro), logits_to_keep=at)
             return out.logits[0], _on(micro.targets, at.device)
-        return self._labelled(self.base(**self._inputs(micro)).logits, micro)
+        return self._labelled(self.base(**self.inputs(micro)).logits, micro)
 
-    def _inputs(self, micro: Micro) -> dict[str, Any]:
+    def inputs(self, micro: Micro) -> dict[str, Any]:
+        """What the model is called with; a flat micro-batch's layout is among it."""
         device = self.base.device
         ids = torch.tensor(micro.ids, device=device).view(-1, micro.width or len(micro.ids))
         inputs = {"input_ids": ids, "position_ids": _like(ids, micro.positions), "use_cache": False}

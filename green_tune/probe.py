@@ -7,12 +7,15 @@ whose logits are more than their output layer's product.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from green_tune import attention, batches
 from green_tune.batches import Micro
 from green_tune.errors import ModelError
+from green_tune.job import Job
+from green_tune.loading import precision_of
 from green_tune.loss import LabelLoss
 from green_tune.plan import Plan
 from green_tune.tokens import Encoded
@@ -21,18 +24,15 @@ TOKENS = 48  # of a document: enough to see another, and cheap
 APART = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.03}  # relative, of the worst token
 
 
-def check_examples_apart(loss: LabelLoss, examples: Sequence[Encoded], plan: Plan) -> None:
+def check_examples_apart(loss: LabelLoss, examples: Sequence[Encoded], job: Job) -> None:
     """Compares three short documents in one micro-batch with each alone.
 
     Raises:
         ModelError: they see one another, or what comes after them, or the numbers overflow.
     """
-    documents = _documents(examples)
+    documents, plan = _documents(examples), job.plan
     loss.model.eval()
-    with (
-        torch.inference_mode(),
-        torch.autocast(_device(loss), _dtype(plan), plan.precision != "fp32"),
-    ):
+    with torch.inference_mode(), precision_of(job):
         with attention.stock(loss.base):
             alone = [loss.hidden(batches.padded([document]))[0].float() for document in documents]
             changed = loss.hidden(batches.padded([_with_other_end(documents[0])]))[0].float()
@@ -66,16 +66,37 @@ def _check_causal(changed: torch.Tensor, before: torch.Tensor, plan: Plan) -> No
 
 
 def _is_plain(loss: LabelLoss, micro: Micro) -> bool:
-    """False for models that scale or cap what their output layer gives, such as Gemma 2."""
-    loss.plain = True
-    ours = loss.each(micro)
-    loss.plain = False
-    return torch.allclose(ours, loss.each(micro), rtol=1e-2, atol=1e-2)
+    """Whether the logits are what the output layer makes of the last layer's output, to the bit.
+
+    False for models that scale either, such as Granite and Cohere.
+    """
+    seen: dict[str, torch.Tensor] = {}
+
+    def last(_: object, given: object, out: Any) -> None:
+        seen["hidden"] = out.last_hidden_state
+
+    def head(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        seen.update(given=given[0], made=out)
+
+    base = loss.base
+    hooks = [
+        base.base_model.register_forward_hook(last),
+        base.get_output_embeddings().register_forward_hook(head),
+    ]
+    logits = base(**loss.inputs(micro)).logits
+    for hook in hooks:
+        hook.remove()
+    made = seen["made"].to(logits.dtype)
+    return torch.equal(seen["given"], seen["hidden"]) and torch.equal(made, logits)
 
 
 def _documents(examples: Sequence[Encoded]) -> list[Encoded]:
-    """Two beginnings of one example with other ends, and another example."""
-    one, other = examples[0]["input_ids"], examples[-1]["input_ids"]
+    """Two beginnings of one example with other ends, and another example.
+
+    The longest is taken, so that the two have enough in common to be a tree.
+    """
+    one = max(examples, key=lambda example: len(example["input_ids"]))["input_ids"]
+    other = examples[-1]["input_ids"]
     first, last = one[:TOKENS], other[: TOKENS // 2]
     turned = first[: 2 * len(first) // 3] + last
     rows = (first, turned, last)
@@ -117,11 +138,3 @@ def _compare(together: torch.Tensor, alone: torch.Tensor, plan: Plan) -> None:
             f"alone, at most {APART[plan.precision]:g}) with attention={plan.attention}: take "
             "batching=padded"
         )
-
-
-def _device(loss: LabelLoss) -> str:
-    return str(loss.base.device.type)
-
-
-def _dtype(plan: Plan) -> torch.dtype:
-    return torch.float16 if plan.precision == "fp16" else torch.bfloat16

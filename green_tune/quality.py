@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from green_tune import attention, batches, stop
-from green_tune.loading import DTYPES, is_out_of_memory, named_out_of_memory
+from green_tune.loading import is_out_of_memory, named_out_of_memory, precision_of
 from green_tune.tasks import Example
 from green_tune.tokens import Encoded, Encoder
 from green_tune.training import FineTuner
@@ -69,13 +69,12 @@ def _inference(tuner: FineTuner) -> Iterator[None]:
 
     The memory that it takes is given back, and is not counted as the training's.
     """
-    precision, device = tuner.job.plan.precision, tuner.loss.base.device.type
-    mixed = torch.autocast(device, DTYPES[precision], enabled=precision != "fp32")
+    tuner.check()
     tuner.model.eval()
-    with torch.inference_mode(), mixed, named_out_of_memory(tuner.job):
+    with torch.inference_mode(), precision_of(tuner.job), named_out_of_memory(tuner.job):
         yield
     tuner.model.train()
-    if device == "cuda":
+    if tuner.job.device.kind == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

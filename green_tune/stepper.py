@@ -42,7 +42,7 @@ class Stepper:
             _keep_memory()
         config = job.config
         self._plan, self._rank = job.plan, job.rank
-        self.tokens = job.plan.micro_batch_tokens
+        self._tokens = job.plan.micro_batch_tokens
         self._rows = job.plan.micro_batch_size
         self._max_norm = config.max_grad_norm
         self._trained = {n: p for n, p in loss.model.named_parameters() if p.requires_grad}
@@ -78,9 +78,7 @@ class Stepper:
         while not self._attempt(examples):
             self._optimizer.zero_grad()
             torch.cuda.empty_cache()
-        self._max_norm_seen = self._accelerator.clip_grad_norm_(
-            self._trained.values(), self._max_norm
-        )
+        self._grad_norm = self._accelerator.clip_grad_norm_(self._trained.values(), self._max_norm)
         self._optimizer.step()
         self._count_skipped()
         if not self._optimizer.step_was_skipped:
@@ -101,7 +99,7 @@ class Stepper:
     @property
     def grad_norm(self) -> float:
         """Of the step before, before clipping; waits for the device."""
-        return float(self._max_norm_seen)
+        return float(self._grad_norm)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """A copy of the adapter in the CPU's memory."""
@@ -123,14 +121,10 @@ class Stepper:
             "scaler": scaler.state_dict() if scaler else {},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
-            "counts": [self.tokens, self._rows, self.halvings, self.useful, self.processed],
+            "counts": [self._tokens, self._rows, self.halvings, self.useful, self.processed],
             "skipped": [self._skipped, self._taken],
-            "unread": self.unread(),
+            "unread": ([loss.to("cpu", copy=True) for loss in self._losses], self._labels),
         }
-
-    def unread(self) -> tuple[list[torch.Tensor], int]:
-        """Losses that no call of `train_loss` has asked for yet, and their labels."""
-        return [loss.to("cpu", copy=True) for loss in self._losses], self._labels
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`."""
@@ -142,23 +136,20 @@ class Stepper:
         torch.set_rng_state(state["random"])
         if state["random_cuda"]:
             torch.cuda.set_rng_state_all(state["random_cuda"])
-        self.tokens, self._rows, self.halvings, self.useful, self.processed = state["counts"]
+        self._tokens, self._rows, self.halvings, self.useful, self.processed = state["counts"]
         self._skipped, self._taken = state["skipped"]
         losses, self._labels = state["unread"]
         device = next(iter(self._trained.values())).device
         self._losses = [loss.to(device) for loss in losses]
-
-    def cut(self, examples: Sequence[Encoded]) -> list[Micro]:
-        """The micro-batches of some examples, as small as they have to be by now."""
-        batching: Any = self._plan.batching
-        return batches.cut(examples, batching, tokens=self.tokens, rows=self._rows)
 
     def _attempt(self, examples: Sequence[Encoded]) -> bool:
         """Gradients of a step; False where it has to be done again with smaller micro-batches."""
         labels = sum(example["labelled"] for example in examples)
         world = self._rank.world
         mine = batches.shares(examples, world)[self._rank.number] if world > 1 else list(examples)
-        micros = self.cut(mine or examples[:1])  # all take part in the sum over processes
+        how: Any = self._plan.batching
+        some = mine or examples[:1]  # all take part in the sum over processes
+        micros = batches.cut(some, how, tokens=self._tokens, rows=self._rows)
         share = world / labels if mine else 0.0
         try:
             losses = [self._backward(micro, share, last=micro is micros[-1]) for micro in micros]
@@ -182,17 +173,15 @@ class Stepper:
 
     def _halve(self, micros: Sequence[Micro]) -> bool:
         """Makes micro-batches smaller; False where they cannot be."""
-        if max(len(micro.trees) for micro in micros) < 2 and not any(  # noqa: PLR2004
-            len(micro.nodes) > 1 for micro in micros
-        ):
+        if all(len(micro.nodes) == 1 for micro in micros):
             return False
         largest = max(len(micro.ids) for micro in micros)
-        self.tokens = min(self.tokens, largest) // 2
+        self._tokens = min(self._tokens, largest) // 2
         self._rows = max(1, self._rows // 2)
         self.halvings += 1
         log.warning(
             "out of memory with a micro-batch of %d tokens: goes on with %d, the step stays the "
-            "same", largest, self.tokens,
+            "same", largest, self._tokens,
         )  # fmt: skip
         return True
 

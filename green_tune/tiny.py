@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def folder() -> Path:
 
 def build(target: Path) -> Path:
     """Writes model and tokenizer into `target`; the same bytes every time."""
-    _tokenizer().save_pretrained(target)
+    tokenizer(_texts(), SHAPE["vocab_size"]).save_pretrained(target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
@@ -58,15 +59,15 @@ def build(target: Path) -> Path:
     return target
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on the built-in sample; every text can be written in it."""
+def tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, trained on some texts; every text can be written in it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        _texts(),
+        texts,
         trainers.BpeTrainer(
-            vocab_size=SHAPE["vocab_size"],
+            vocab_size=vocab_size,
             special_tokens=list(SPECIAL),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

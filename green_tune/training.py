@@ -140,6 +140,7 @@ class FineTuner:
             seed=job.config.seed,
             batching=job.plan.batching,  # type: ignore[arg-type]
         )
+        self._checked = False
         self._to_validate: list[Micro] = []
         self._at_once = job.plan.micro_batch_tokens
         self.state: Callable[[], dict[str, Any]] = dict  # of the training, once it has begun
@@ -161,7 +162,7 @@ class FineTuner:
             ModelError: examples that lie side by side would see one another.
         """
         with named_out_of_memory(self.job):
-            check_examples_apart(self.loss, self.train, self.job.plan)
+            self.check()
             stepper = Stepper(self.job, self.loss, self.steps)
             course = _Course(self, stepper, watch)
             with stop.held():  # half of what was kept must not take its place
@@ -180,6 +181,16 @@ class FineTuner:
                     course.keep()
                 raise
         return course.result()
+
+    def check(self) -> None:
+        """Once, before anything is computed: can this model be trained in these batches?
+
+        Raises:
+            ModelError: see `check_examples_apart`.
+        """
+        if not self._checked:
+            check_examples_apart(self.loss, self.train, self.job)
+        self._checked = True
 
     def validate(self) -> "Validation":
         """The loss over the whole validation set, exact for every way to cut it.

@@ -11,6 +11,7 @@ import pynvml
 import pytest
 
 from green_tune.footprint import Basis, Measurement
+from green_tune.hardware import Device, identify
 from green_tune.meter import Meter
 from green_tune.nvml import GpuEnergy
 
@@ -18,6 +19,18 @@ GIB = 2**30
 JOULES_PER_KWH = 3.6e6
 NEVER_S = 1e6  # of real time: readings come at edges alone, or when a test asks for one
 G_PER_KWH = 400.0
+
+
+def a_cpu(memory_gib: float = 8) -> Device:
+    """A machine without a GPU, as it is found."""
+    return Device(kind="cpu", name="Xeon", memory_gib=memory_gib)
+
+
+def a_gpu(name: str, capability: tuple[int, int], memory_gib: float = 16) -> Device:
+    """A GPU as it is found, by the name that its driver gives."""
+    return Device(
+        kind="cuda", name=name, memory_gib=memory_gib, capability=capability, gpu=identify(name)
+    )
 
 
 class FakeClock:

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("trl")
 
-from benchmarks import training
-from benchmarks.training import Reading, Taken
+from benchmarks import training, training_base, training_page
+from benchmarks.training import Reading
+from benchmarks.training_page import Taken, times_less
 from green_tune.hardware import Device
 from green_tune.shapes import SHAPES
 
@@ -43,7 +44,7 @@ def test_passages_are_drawn_whole(tmp_path: Path) -> None:
     (tmp_path / "room").mkdir()
     asked = Namespace(data=tmp_path, examples=12, validate=4)
 
-    folder = training._chosen(asked, "qa", tmp_path / "room")
+    folder = training_base.chosen(asked, "qa", tmp_path / "room")
 
     drawn = [json.loads(row) for row in (folder / "train.jsonl").read_text().split("\n")]
     assert sorted(Counter(row["context"] for row in drawn).values()) == [5, 5, 5]
@@ -52,7 +53,7 @@ def test_passages_are_drawn_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_becomes_the_model_that_it_describes(name: str) -> None:
-    config = training._config_of(SHAPES[name])
+    config = training_base.config_of(SHAPES[name])
 
     assert type(SHAPES[name]).of(config.to_dict()) == SHAPES[name]
 
@@ -72,24 +73,24 @@ def test_phases_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_less_energy_is_more_times_less() -> None:
-    assert training._times_less(spends(10.0), spends(30.0), 4.0) == pytest.approx(3)
-    assert training._times_less(spends(99.0, 50.0), spends(1.0, 75.0), 4.0) == pytest.approx(1.5)
+    assert times_less(spends(10.0), spends(30.0), 4.0) == pytest.approx(3)
+    assert times_less(spends(99.0, 50.0), spends(1.0, 75.0), 4.0) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(("ours", "word"), [(10.0, "met"), (13.0, "not met")])
 def test_the_page_says_whether_a_goal_is_met(ours: float, word: str) -> None:
-    found = {training.GROUPED: spends(26.0), training.OURS: spends(ours)}
+    found = {training_page.GROUPED: spends(26.0), training_page.OURS: spends(ours)}
 
-    page = training.report({"machine": "any"}, {("m", "qa"): found}, 4.0, "cpu")
+    page = training_page.report({"machine": "any"}, {("m", "qa"): found}, 4.0, "cpu")
 
     assert f"at least 2.5 x hf-grouped: {word}, {26 / ours:.2f}" in page
     assert "not run on a GPU" in page
 
 
 def test_a_page_on_a_gpu_has_what_is_measured_there() -> None:
-    found = {training.OURS: spends(20.0, 500.0)}
+    found = {training_page.OURS: spends(20.0, 500.0)}
 
-    page = training.report({"machine": "any"}, {("m", "qa"): found}, 4.0, "cuda")
+    page = training_page.report({"machine": "any"}, {("m", "qa"): found}, 4.0, "cuda")
 
     assert "% of peak" in page
     assert "500.00" in page  # mJ for each of 1000 tokens

@@ -1,24 +1,17 @@
 """Fit: the least is given up that has to be, what was pinned stays, and a refusal shows a way."""
 
 import pytest
+from fakes import a_cpu, a_gpu
 
 from green_tune import fit
 from green_tune.config import TrainConfig
-from green_tune.hardware import GPUS, Device, Gpu, identify
+from green_tune.hardware import GPUS, Device, Gpu
 from green_tune.memory import Choices, estimate
 from green_tune.shapes import SHAPES, Shape
 
 LLAMA, GEMMA_7B = SHAPES["llama-2-7b"], SHAPES["gemma-7b"]
-CPU = Device(kind="cpu", name="Xeon", memory_gib=31)
-
-
-def gpu(name: str, memory_gib: float, capability: tuple[int, int]) -> Device:
-    return Device(
-        kind="cuda", name=name, memory_gib=memory_gib, capability=capability, gpu=identify(name)
-    )
-
-
-T4, L4 = gpu("Tesla T4", 15, (7, 5)), gpu("NVIDIA L4", 22.5, (8, 9))
+CPU = a_cpu(31)
+T4, L4 = a_gpu("Tesla T4", (7, 5), 15), a_gpu("NVIDIA L4", (8, 9), 22.5)
 
 
 def found(device: Device, asked: dict[str, str], shape: Shape = LLAMA) -> Choices | None:
@@ -97,7 +90,7 @@ def test_a_refusal_says_what_is_missing_and_what_would_fit() -> None:
 )  # fmt: skip
 def test_a_remedy_is_one_that_was_tried(asked: dict[str, str], remedy: str) -> None:
     config = TrainConfig.parse(asked)
-    assert remedy in fit.refusal(config, gpu("NVIDIA A10", 15, (8, 6)), LLAMA)
+    assert remedy in fit.refusal(config, a_gpu("NVIDIA A10", (8, 6), 15), LLAMA)
 
 
 def test_without_bitsandbytes_the_way_without_it_is_shown() -> None:

@@ -8,31 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import a_cpu, a_gpu
 
 import green_tune
 from green_tune import job
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError, DataError, HardwareMismatch, ModelError, StoreError
-from green_tune.hardware import Device, identify
+from green_tune.hardware import Device
 
 HEAVY = ["torch", "transformers", "peft", "accelerate", "tokenizers", "mlflow", "optuna",
          "codecarbon", "datasets", "huggingface_hub", "matplotlib", "numpy"]  # fmt: skip
-CPU = Device(kind="cpu", name="Xeon", memory_gib=8)
-
-
-def gpu(name: str, capability: tuple[int, int]) -> Device:
-    return Device(kind="cuda", name=name, memory_gib=16, capability=capability, gpu=identify(name))
-
-
-T4 = gpu("Tesla T4", (7, 5))
-A100 = gpu("NVIDIA A100-SXM4-40GB", (8, 0))
-UNKNOWN = gpu("NVIDIA GeForce GTX 1080", (6, 1))
+CPU = a_cpu()
+T4 = a_gpu("Tesla T4", (7, 5))
+A100 = a_gpu("NVIDIA A100-SXM4-40GB", (8, 0))
+UNKNOWN = a_gpu("NVIDIA GeForce GTX 1080", (6, 1))
 MISTRAL = {
     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32000,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     "max_position_embeddings": 32768,
 }  # fmt: skip
-NEWER = gpu("NVIDIA R1000", (11, 0))
+NEWER = a_gpu("NVIDIA R1000", (11, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +121,7 @@ def test_trials_share_the_bits_and_the_precision_that_their_largest_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mistral fits an L4 in 16 bits with rank 16, and not with rank 64."""
-    plug_in(monkeypatch, replace(gpu("NVIDIA L4", (8, 9)), memory_gib=22.5))
+    plug_in(monkeypatch, replace(a_gpu("NVIDIA L4", (8, 9)), memory_gib=22.5))
     monkeypatch.setattr("green_tune.job._commit", lambda *_: "c0ffee")
     monkeypatch.setattr("green_tune.job._config_json", lambda *_: MISTRAL)
     here = job.prepare(TrainConfig(model="mistral-7b"))

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import a_cpu, a_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from green_tune import fit
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError
-from green_tune.hardware import GPUS, Device, identify
+from green_tune.hardware import GPUS, Device
 from green_tune.plan import Plan, fits, make_plan, table
 from green_tune.shapes import SHAPES, Shape
 
@@ -18,17 +19,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 LLAMA, GEMMA = SHAPES["llama-2-7b"], SHAPES["gemma-2b"]
 SMALL = Shape(family="llama", layers=4, hidden=128, heads=4, kv_heads=4, head_dim=32, mlp=384,
               vocab=1000, context=512)  # fmt: skip
-CPU = Device(kind="cpu", name="Xeon", memory_gib=8)
-
-
-def gpu(name: str, memory_gib: float, capability: tuple[int, int]) -> Device:
-    return Device(
-        kind="cuda", name=name, memory_gib=memory_gib, capability=capability, gpu=identify(name)
-    )
-
-
-T4, L4 = gpu("Tesla T4", 15, (7, 5)), gpu("NVIDIA L4", 22.5, (8, 9))
-UNKNOWN = gpu("NVIDIA GeForce GTX 1080", 8, (6, 1))
+CPU = a_cpu()
+T4, L4 = a_gpu("Tesla T4", (7, 5), 15), a_gpu("NVIDIA L4", (8, 9), 22.5)
+UNKNOWN = a_gpu("NVIDIA GeForce GTX 1080", (6, 1), 8)
 
 
 def plan(device: Device, shape: Shape | None = SMALL, **asked: Any) -> Plan:

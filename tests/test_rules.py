@@ -1,23 +1,18 @@
 """Rules: each choice suits the device and says why; what it cannot do is refused with a way out."""
 
 import pytest
+from fakes import a_cpu, a_gpu
 
 from green_tune import rules
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError
-from green_tune.hardware import Device, identify
+from green_tune.hardware import Device
 
-CPU = Device(kind="cpu", name="Xeon", memory_gib=8)
-
-
-def gpu(name: str, capability: tuple[int, int]) -> Device:
-    return Device(kind="cuda", name=name, memory_gib=16, capability=capability, gpu=identify(name))
-
-
-T4 = gpu("Tesla T4", (7, 5))
-A100 = gpu("NVIDIA A100-SXM4-40GB", (8, 0))
-OLDER = gpu("NVIDIA GeForce GTX 1080", (6, 1))
-NEWER = gpu("NVIDIA R1000", (11, 0))
+CPU = a_cpu()
+T4 = a_gpu("Tesla T4", (7, 5))
+A100 = a_gpu("NVIDIA A100-SXM4-40GB", (8, 0))
+OLDER = a_gpu("NVIDIA GeForce GTX 1080", (6, 1))
+NEWER = a_gpu("NVIDIA R1000", (11, 0))
 
 
 @pytest.mark.parametrize(

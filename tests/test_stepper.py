@@ -17,9 +17,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from green_tune import attention, batches, loss, probe, tiny, training
+from green_tune import attention, batches, loading, loss, probe, quality, tiny, training
 from green_tune.batches import Micro
-from green_tune.config import TrainConfig
 from green_tune.errors import ModelError, OutOfMemory, TrainingDiverged
 from green_tune.job import Job
 from green_tune.results import TrainResult
@@ -212,11 +211,7 @@ def test_wrong_positions_are_noticed_too(
     monkeypatch.setattr(batches, "flat", shifted)
     # rotary embeddings know distances alone: only a branch away from its stem is wrong
     with pytest.raises(ModelError, match="would see one another"):
-        probe.check_examples_apart(tuner.loss, tuner.train, _with_tree(tuner.job).plan)
-
-
-def _with_tree(job: Job) -> Job:
-    return job.with_config(TrainConfig(gpu="cpu", batching="tree"))
+        probe.check_examples_apart(tuner.loss, tuner.train, tuner.job)
 
 
 @pytest.mark.parametrize("batching", ["flat", "tree", "padded"])
@@ -232,10 +227,46 @@ def test_logits_that_are_scaled_after_the_output_layer_are_the_models_own(
     torch.nn.init.normal_(made.lm_head.weight)
     made.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny.folder()).save_pretrained(tmp_path)
-    tuner = training.load(make_job(model=str(tmp_path), batching=batching))
+    tuner = training.load(make_job(model=str(tmp_path), batching=batching, quality_examples=4))
+    quality.measure(tuner)  # what comes before the training knows it as well
+    assert not tuner.loss.plain
     result = tuner.fit()
     assert not tuner.loss.plain
     assert result.val_loss == pytest.approx(_one_by_one(tuner), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_of_a_plain_output_layer_are_known_as_such(
+    make_job: MakeJob, precision: str
+) -> None:
+    """In 16 bits too, where rounding must not be taken for a scale: its logits need more memory."""
+    tuner = training.load(make_job(precision=precision))
+    tuner.loss.plain = False
+    tuner.check()
+    assert tuner.loss.plain
+
+
+def test_short_examples_first_do_not_keep_trees_from_being_looked_at(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner = training.load(make_job(task="qa"))
+    tuner.train.sort(key=lambda example: len(example["input_ids"]))
+    laid: list[Micro] = []
+    real = batches.flat
+
+    def look(*args: Any, **kwargs: Any) -> Micro:
+        laid.append(real(*args, **kwargs))
+        return laid[-1]
+
+    monkeypatch.setattr(batches, "flat", look)
+    tuner.check()
+    assert [max(node.parent for node in micro.nodes) for micro in laid] == [-1, 0]
+
+
+def test_the_layers_are_the_decoders_even_where_a_layer_holds_a_longer_list() -> None:
+    experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(9))
+    layers = torch.nn.ModuleList(torch.nn.ModuleDict({"experts": experts}) for _ in range(3))
+    assert loading._layers(torch.nn.ModuleDict({"layers": layers})) == list(layers)
 
 
 def _one_by_one(tuner: training.FineTuner) -> float:
