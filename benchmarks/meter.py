@@ -32,9 +32,9 @@ from benchmarks.record import Sample, facts, interval, say, table, threads, wall
 from green_tune import emissions, heartbeat, training
 from green_tune import job as jobs
 from green_tune.config import TrainConfig
+from green_tune.course import Watch
 from green_tune.job import Job
 from green_tune.meter import Meter
-from green_tune.training import Watch
 
 RUN_ID = f"benchmark-{os.getpid()}"  # its heartbeats lie where those of runs do: on a real disk
 SETTLE_S = 0.5  # so that a tracker's start is left out, and its regular work lies in the window

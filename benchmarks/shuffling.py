@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.record import facts, say, table, write
 from green_tune import job, training
 from green_tune.config import TrainConfig
+from green_tune.course import Progress, Watch
 
 EVALS = 4
 VALIDATION = 128  # examples; their loss is most of the time else
@@ -46,11 +47,11 @@ def curve(
     )  # fmt: skip
     losses: list[float] = []
 
-    def look(progress: training.Progress) -> None:
+    def look(progress: Progress) -> None:
         if "val_loss" in progress.metrics:
             losses.append(progress.metrics["val_loss"])
 
-    training.load(job.prepare(config)).fit(training.Watch(on_progress=look))
+    training.load(job.prepare(config)).fit(Watch(on_progress=look))
     return losses
 
 

@@ -60,14 +60,15 @@ from benchmarks.training_page import (
     Taken,
     report,
 )
-from green_tune import attention, lora, training
+from green_tune import attention, course, lora, training
 from green_tune import job as jobs
 from green_tune.config import TrainConfig
+from green_tune.course import Watch
 from green_tune.errors import OutOfMemory
 from green_tune.hardware import Device
 from green_tune.loading import precision_of
 from green_tune.shapes import SHAPES, Shape
-from green_tune.training import FineTuner, Watch
+from green_tune.training import FineTuner
 
 R = TypeVar("R")
 
@@ -211,7 +212,7 @@ def measure(setting: Setting) -> Taken:
         loss_after=after,
         flops=_flops(tuner, computed),
         peak_flops=peak * 1e12,
-        memory_gib=torch.cuda.max_memory_allocated() / training.GIB if cuda else 0.0,
+        memory_gib=torch.cuda.max_memory_allocated() / course.GIB if cuda else 0.0,
         estimate_gib=job.plan.memory_gib,
     )
 

@@ -65,7 +65,8 @@ def _compare(asked: dict[str, str]) -> None:
     store.check_reachable(store.tracking_uri())
 
     from green_tune import report
-    from green_tune.tracking import Query, Tracker
+    from green_tune.query import Query
+    from green_tune.tracking import Tracker
 
     tracker = Tracker(store.tracking_uri())
     query = Query(

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +12,17 @@ from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from green_tune.job import Job
+    from green_tune.ledger import Ledger
     from green_tune.meter import Meter
-    from green_tune.sweep import Space
+    from green_tune.results import RunRecord
+    from green_tune.run import Run
+    from green_tune.space import Space
+    from green_tune.study import Outcome, Study, Trial
+    from green_tune.tracking import Tracker
+    from green_tune.trials import Trials
 
 
 @click.command(
@@ -48,7 +56,7 @@ def _sweep(asked: dict[str, str]) -> None:
     from green_tune.meter import Meter
 
     with Meter.of(job) as meter:
-        meter.open(checked=False)  # what is spent outside of trials: imports, proposals
+        meter.open(checked=False)  # what is spent outside of trials: imports, loading, proposals
         meter.keep(launchers_run())
         _study(job, space, config, asked, meter)
 
@@ -56,40 +64,30 @@ def _sweep(asked: dict[str, str]) -> None:
 def _study(
     job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
 ) -> None:
-    from green_tune import report, store, views
-    from green_tune.bill import measured, overhead
-    from green_tune.sweep import Objectives, missing, open_study, run_sweep
-    from green_tune.tracking import STUDY, TRIAL, Query, Tracker
+    from green_tune import report, store, summary, views
+    from green_tune.bill import overhead
+    from green_tune.ledger import Ledger
+    from green_tune.query import Query
+    from green_tune.results import SESSION_KINDS
+    from green_tune.tracking import Tracker
 
     name = config.study
-    mine, sessions = Query(study=name, kinds=("trial",)), Query(study=name, kinds=("sweep",))
+    mine, sessions = Query(study=name, kinds=("trial",)), Query(study=name, kinds=SESSION_KINDS)
+    again = Query(study=name, kinds=("repeat",))
     mine.filters()  # before the first trial: the name can be searched for afterwards
-    study = open_study(job, space, config, store.study_url())
     tracker = Tracker(store.tracking_uri())
-
-    def trial(job: "Job", number: int) -> Objectives:
-        tags = {STUDY: name, TRIAL: str(number)}
-        with (
-            tracker.run("trial", f"#{number} {name}", tags=tags, parent=parent) as current,
-            meter.account(),
-            measured(job, current, meter) as bill,
-        ):
-            result = run_experiment(job, current, bill)
-        click.echo(report.trial_line(tracker.get(current.id)), err=True)
-        assert bill.measurement is not None
-        kg = bill.measurement.total.emissions_kg
-        return Objectives(val_loss=result.val_loss, emissions_kg=kg)
+    study = _opened(job, space, config, tracker)
+    everything = replace(mine, kinds=("trial", "repeat"))
+    ledger = Ledger(config, meter, lambda: (tracker.find(everything), tracker.find(sessions)))
+    ended = ""
 
     def summarise() -> None:
         records, overheads = tracker.find(mine), tracker.find(sessions)
-        front = report.fronts(records)
-        tracker.mark_front(records, front)
-        parent.log_metrics(report.totals(records, overheads))
-        parent.set_tags({"mlflow.note.content": report.sweep_note(records, overheads)})
-        parent.log_table(report.rows(records), "trials.json")
-        parent.log_table(report.rows(front), "front.json")
-        parent.log_figure(report.front_figure(records, name), "front.png")
-        click.echo(report.sweep_summary(records, name, missing(study, config.trials), overheads))
+        repeated = tracker.find(again)
+        tracker.mark_front(records, report.fronts(records))
+        _leave(parent, records, repeated, overheads, name, list(space))
+        missing = ended or summary.to_go_on(study.missing(config.trials), name)
+        click.echo(summary.sweep_summary(records, name, missing, overheads, repeated))
         click.echo(where())
 
     def where() -> str:
@@ -97,18 +95,167 @@ def _study(
         return views.where(tracker.uri, link)
 
     with (
-        tracker.run("sweep", name, asked=asked, tags={STUDY: name}) as parent,
-        overhead(parent, meter, summarise),  # what was found and spent, however it ends
+        tracker.session(f"worker of {name}", name, study.parent_run, asked, study.others) as (
+            parent,
+            session,
+        ),
+        overhead(session, meter, summarise),  # what was found and spent, however it ends
     ):
-        from green_tune.experiment import describe, run_experiment  # torch, with the run open
+        study.parent_run = parent.id
+        from green_tune import sweep as sweeps
+        from green_tune.experiment import describe  # torch, with the run open
+        from green_tune.training import Bench
+        from green_tune.trials import Trials
 
-        describe(job, parent)
+        describe(job, session)
         tracker.set_experiment_tags(views.study_view(name, list(space)))
         click.echo(where(), err=True)
+        trials = Trials(
+            study=study,
+            name=name,
+            tracker=tracker,
+            parent=parent,
+            bench=Bench(),
+            meter=meter,
+            ledger=ledger,
+            bound=_bound(config),
+            reuse=config.reuse == "auto",
+            show=lambda record: click.echo(summary.trial_line(record), err=True),
+        )
+        ledger.look()
+
+        def one(trial: "Trial") -> "Outcome":
+            return trials.run(sweeps.configured(job, trial), trial)
+
         with meter.phase("between"):
-            run_sweep(study, job, space, config.trials, trial)
+            ended = sweeps.run_sweep(study, config.trials, one, trials.settle, ledger.refuse)
+            if config.repeats > 1 and not (ended or study.others()):
+                ended = _repeated(job, space, config, study, trials, ledger)
     if not report.fronts(tracker.find(mine)):
-        raise RunFailed(f"no trial of {name} finished; each one's reason is in its run")
+        raise RunFailed(ended or f"no trial of {name} finished; each one's reason is in its run")
+
+
+def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker") -> "Study":
+    """The study, made or joined; a new one begins with what is known to be good."""
+    from green_tune import earlier, store
+    from green_tune.query import Query
+    from green_tune.study import open_study
+    from green_tune.sweep import identity
+
+    def first() -> list[dict[str, Any]]:
+        if config.sampler == "grid":
+            return []
+        query = Query(
+            model=job.source.name,
+            task=job.task.name,
+            study="" if config.warm_start == "auto" else config.warm_start,
+            front=True,
+            kinds=("trial",),
+        )
+        found = [] if config.warm_start == "never" else tracker.find(query)
+        return earlier.best_values(found, space) or [earlier.usual(space)]
+
+    return open_study(
+        store.study_url(),
+        config.study,
+        space,
+        identity=identity(job, space),
+        sampler=config.sampler,
+        seed=job.config.seed,
+        first=first,
+    )
+
+
+def _repeated(
+    job: "Job",
+    space: "Space",
+    config: SweepConfig,
+    study: "Study",
+    trials: "Trials",
+    ledger: "Ledger",
+) -> str:
+    """The best trials on further seeds, as a study of their own; why it ended before, if it did."""
+    from green_tune import earlier, repeats, store
+    from green_tune import sweep as sweeps
+    from green_tune.results import TRIAL
+    from green_tune.study import open_study
+
+    found = trials.others()
+    records = {record.tags[TRIAL]: record for record in found}
+    seeds = range(job.config.seed + 1, job.config.seed + config.repeats)
+    pairs = [{"trial": int(n), "seed": s} for s in seeds for n in repeats.finalists(found)]
+    again = open_study(
+        store.study_url(),
+        f"{study.name}/repeats",
+        repeats.SPACE,
+        identity={"study": study.name},
+        sampler="random",
+        seed=0,
+    )
+    runner = trials.repeating(again)
+
+    def varied(values: "Mapping[str, Any]") -> dict[str, Any]:
+        return earlier.values_of(records[str(values["trial"])], space)
+
+    def one(trial: "Trial") -> "Outcome":
+        config = replace(job.config, **varied(trial.values), seed=trial.values["seed"])
+        return runner.run(job.with_config(config), trial)
+
+    def refuse(values: "Mapping[str, Any]") -> str:
+        return ledger.refuse(varied(values))
+
+    return sweeps.run_sweep(again, again.enqueue(pairs), one, runner.settle, refuse)
+
+
+def _leave(
+    parent: "Run",
+    records: "Sequence[RunRecord]",
+    repeated: "Sequence[RunRecord]",
+    overheads: "Sequence[RunRecord]",
+    study: str,
+    varied: "Sequence[str]",
+) -> None:
+    """Leaves in the study's own run what it has found: totals, tables, figures and the invoice."""
+    from green_tune import importance, invoice, pictures, points, report, summary
+
+    parent.log_metrics(report.totals([*records, *repeated], overheads))
+    for number, gained in enumerate(points.gained(records), start=1):
+        parent.log_metrics(
+            {
+                "hypervolume": gained.hypervolume,
+                "hypervolume_ended": gained.hypervolume_ended,
+                "hypervolume_spent_kg": gained.spent_kg,
+            },
+            step=number,
+        )
+    parent.set_tags({"mlflow.note.content": summary.sweep_note(records, overheads, repeated)})
+    parent.log_text(invoice.markdown(records, overheads, study=study), "invoice.md")
+    parent.log_table(report.rows(records), "trials.json")
+    parent.log_table(report.rows(report.fronts(records)), "front.json")
+    if repeated:
+        parent.log_table(summary.repeats_rows(records, repeated), "repeats.json")
+    found = importance.importances(records, varied)
+    figures = {
+        "front": pictures.front_figure(records, study),
+        "hypervolume": pictures.hypervolume_figure(records, study),
+        "parallel": pictures.parallel_figure(records, study),
+        "importance": pictures.importance_figure(found, study, importance.remark(records)),
+        "timeline": pictures.timeline_figure(records, study),
+    }
+    for name, figure in figures.items():
+        if figure:
+            parent.log_figure(figure, f"{name}.png")
+
+
+def _bound(config: SweepConfig) -> Any:
+    """How sure one must be to end a dominated trial; None where none is ended."""
+    from green_tune.dominance import Bound
+    from green_tune.sweep import ENDED_EARLY
+
+    wanted = config.early_stop == "true" or (
+        config.early_stop == "auto" and config.sampler in ENDED_EARLY
+    )
+    return Bound() if wanted else None
 
 
 def _study_name(asked: str, *parts: str) -> str:

@@ -14,7 +14,7 @@ from green_tune.errors import MeasurementError
 from green_tune.footprint import OVERHEAD, Measurement
 from green_tune.job import Job
 from green_tune.meter import Meter
-from green_tune.tracking import Run
+from green_tune.run import Run
 
 
 class Bill:

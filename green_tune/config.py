@@ -164,7 +164,30 @@ class SweepConfig(Options):
 
     trials: int = option(10, "Trials of the study, those of a resumed one included.", low=1)
     study: str = option("auto", "Name of the study; an existing name resumes it.")
-    sampler: str = option("tpe", "Who proposes trials.", choices=("tpe", "gp", "random"))
+    sampler: str = option(
+        "green",
+        "Who proposes trials: green knows their price.",
+        choices=("green", "gp", "tpe", "nsga2", "random", "grid"),
+    )
+    early_stop: str = option(
+        "auto",
+        "End trials that are dominated whatever they still gain: auto by the sampler.",
+        choices=("auto", "true", "false"),
+    )
+    emissions_budget_kg: float = option(
+        0.0, "Most kg CO2e of the whole study; 0: no limit.", low=0.0
+    )
+    energy_budget_kwh: float = option(0.0, "Most kWh of the whole study; 0: no limit.", low=0.0)
+    timeout_h: float = option(0.0, "Most hours of this command; 0: no limit.", low=0.0)
+    warm_start: str = option(
+        "auto", "First trials from earlier studies' fronts: auto, never, or a study's name."
+    )
+    reuse: str = option(
+        "auto", "Take over runs of the very same config: auto, or never.", choices=("auto", "never")
+    )
+    repeats: int = option(
+        1, "Seeds on which the best trials are run in the end; 1: no more.", low=1, high=100
+    )
 
 
 def read(spec: "Field[Any]", text: str) -> Value:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,32 +19,64 @@ from typing import Any
 
 from tqdm import tqdm
 
-from green_tune import __version__, nvml, quality, stop, training
+from green_tune import __version__, earlier, nvml, quality, stop, training
 from green_tune.bill import Bill
 from green_tune.checkpoint import Checkpoint
+from green_tune.course import Phase, Progress, Watch, from_everywhere, unmeasured
 from green_tune.errors import Stopped, StoreError
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
 from green_tune.meter import Meter
-from green_tune.results import TrainResult
-from green_tune.tracking import Run
-from green_tune.training import FineTuner, Phase, Watch
+from green_tune.results import (
+    EVALUATIONS,
+    FINGERPRINT,
+    STOPPED_EARLY,
+    STOPPED_WHY,
+    Course,
+    Evaluation,
+    TrainResult,
+    to_tag,
+)
+from green_tune.run import Run
+from green_tune.training import Bench, FineTuner
 
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "codecarbon", "mlflow", "optuna", "datasets",
 )  # fmt: skip
 
 SECONDS_PER_MINUTE = 60
+CHECKPOINTS = "checkpoints"  # the artifact folder of adapters on the way
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who decides about a training under way, by its validations so far.
+
+    `ends` gives a reason to end it, or ""; `keeps` says whether the adapter of a validation is
+    worth keeping.
+    """
+
+    ends: Callable[[Course], str] = lambda course: ""
+    keeps: Callable[[Course], bool] = lambda course: False
+
+
+UNJUDGED = Judge()
+
+
 def run_experiment(
-    job: Job, run: Run, bill: Bill, checkpoint: Checkpoint | None = None
+    job: Job,
+    run: Run,
+    bill: Bill,
+    checkpoint: Checkpoint | None = None,
+    bench: Bench | None = None,
+    judge: Judge = UNJUDGED,
 ) -> TrainResult:
     """Trains a job's adapter, phase by phase, and writes what came of it to `run`.
 
-    With a checkpoint it goes on where an earlier session was stopped, and can be gone on with.
+    With a checkpoint it goes on where an earlier session was stopped, and can be gone on with. On
+    a bench it uses what trainings before it have loaded.
 
     Raises:
         RunFailed: it diverged or did not fit.
@@ -53,14 +86,15 @@ def run_experiment(
     with phase("setup"):
         describe(job, run)
         run.log_params(job.config.to_params() | job.plan.to_params())
-        tuner = training.load(job)
+        tuner = (bench or Bench()).load(job)
         _report_cuts(job, tuner)
         keeper = _Keeper(job, run, checkpoint, phase)
         kept = keeper.earlier(tuner.steps)
     if not kept:
         before = _quality(tuner, phase)
         run.log_metrics({f"start_{name}": value for name, value in before.items()})
-    with _Bar(job, run, bill.meter, tuner.steps) as bar, phase("train"):
+    shelf = _Shelf(run, judge, phase)
+    with _Bar(job, run, bill.meter, tuner.steps) as bar, shelf, phase("train"):
         result = tuner.fit(
             Watch(
                 on_progress=bar.update,
@@ -69,6 +103,8 @@ def run_experiment(
                 kept=kept,
                 keep=keeper.keep,
                 due=keeper.due,
+                ends=judge.ends,
+                shelve=shelf.put,
             )
         )
     run.log_metrics(result.to_metrics(), step=result.steps)
@@ -76,20 +112,23 @@ def run_experiment(
     try:
         with phase("save"):
             _save_adapter(tuner, run)
-        training.from_everywhere(None)  # all wait, and are measured, until it is saved
+            shelf.hand_over(result)
+        from_everywhere(None)  # all wait, and are measured, until it is saved
         run.log_metrics(_quality(tuner, phase), step=result.steps)
     except Stopped:
         with stop.held():
             keeper.keep(tuner.state)  # the next session has only this to do again
         raise
-    bill.together = training.from_everywhere
+    bill.together = from_everywhere
     return result
 
 
 def _note_end(result: TrainResult, run: Run) -> None:
-    """Where it ended early, and whose adapter it is: its losses become the newest points."""
+    """Its course; where it ended early, and whose adapter it is: those losses are written last."""
+    run.set_tags({EVALUATIONS: to_tag(result.course)})
     if result.steps < result.steps_planned:
-        run.set_tags({"stopped_early": f"after step {result.steps} of {result.steps_planned}"})
+        where = f"after step {result.steps} of {result.steps_planned}"
+        run.set_tags({STOPPED_EARLY: where, STOPPED_WHY: result.ended_because})
     if result.adapter_step < result.steps:
         run.set_tags({"adapter_step": str(result.adapter_step)})
         losses = {"val_loss": result.val_loss, "val_bits_per_byte": result.val_bits_per_byte}
@@ -98,15 +137,15 @@ def _note_end(result: TrainResult, run: Run) -> None:
 
 def follow(job: Job, meter: Meter | None) -> None:
     """What the other processes of a distributed run do: train along, and measure their node."""
-    phase = partial(meter.phase, sync=training.synchronize) if meter else training.unmeasured
+    phase = partial(meter.phase, sync=training.synchronize) if meter else unmeasured
     with phase("setup"):
         tuner = training.load(job)
     _quality(tuner, phase)
     with phase("train"):
         tuner.fit(Watch(phase=phase))
-    training.from_everywhere(None)
+    from_everywhere(None)
     _quality(tuner, phase)
-    training.from_everywhere(meter.close()[0] if meter else None)
+    from_everywhere(meter.close()[0] if meter else None)
 
 
 def _quality(tuner: FineTuner, phase: Phase) -> dict[str, float]:
@@ -114,22 +153,29 @@ def _quality(tuner: FineTuner, phase: Phase) -> dict[str, float]:
     if not tuner.job.config.quality_examples:
         return {}
     with phase("quality"):
-        return training.from_everywhere(quality.measure(tuner))[0]  # type: ignore[no-any-return]
+        return from_everywhere(quality.measure(tuner))[0]  # type: ignore[no-any-return]
 
 
 def describe(job: Job, run: Run) -> None:
     """What is known before the start: device, base model, data, versions and intensity."""
+    versions = _versions()
     tags = job.intensity.to_tags() | {
         "gpu_type": job.device.gpu_type,
         "device": str(job.device),
         "base_model": job.source.name,
         "base_model_commit": job.commit,
         "data_digest": job.data.digest,
+        FINGERPRINT: earlier.fingerprint(job, versions),
     }
-    run.set_tags({key: text for key, text in (tags | _versions()).items() if text})
+    run.set_tags({key: text for key, text in (tags | versions).items() if text})
     run.log_dataset(
         f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training"
     )
+
+
+def fingerprint(job: Job) -> str:
+    """What `describe` notes of a job: equal for runs that differ by chance alone."""
+    return earlier.fingerprint(job, _versions())
 
 
 def _versions() -> dict[str, str]:
@@ -162,6 +208,43 @@ def _save_adapter(tuner: training.FineTuner, run: Run) -> None:
     except StoreError as error:
         raise StoreError(f"{error}; the adapter is kept in {folder}") from error
     shutil.rmtree(folder)
+
+
+class _Shelf:
+    """Adapters of validations on the way that are results of their own, until the run has them."""
+
+    def __init__(self, run: Run, judge: Judge, phase: Phase) -> None:
+        self._run = run
+        self._judge = judge
+        self._phase = phase
+        self._course: list[Evaluation] = []
+        self._folder: Path | None = None
+
+    def __enter__(self) -> "_Shelf":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind and self._folder:
+            shutil.rmtree(self._folder)
+
+    def put(self, evaluation: Evaluation, save: Callable[[Path], None]) -> None:
+        """Keeps the adapter as it is now, if it is worth it; the last one the run has anyway."""
+        self._course.append(evaluation)
+        if evaluation.progress < 1 and self._judge.keeps(self._course):
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="green-tune-shelf-"))
+            with self._phase("save"):
+                save(self._folder / f"step-{evaluation.step}")
+
+    def hand_over(self, result: TrainResult) -> None:
+        """Gives the run what was kept."""
+        if not self._folder:
+            return
+        last = self._folder / f"step-{result.steps}"
+        if last.exists():
+            shutil.rmtree(last)
+        if any(self._folder.iterdir()):
+            self._run.log_folder(self._folder, CHECKPOINTS)
+        shutil.rmtree(self._folder)
 
 
 class _Keeper:
@@ -227,11 +310,14 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def update(self, progress: training.Progress) -> None:
+    def update(self, progress: Progress) -> None:
         """Moves the bar to where the training is, and logs this step's metrics."""
         self._shown |= progress.metrics
-        if progress.metrics:
-            self._run.log_metrics(progress.metrics, step=progress.step)
+        metrics = dict(progress.metrics)
+        if "val_loss" in metrics:
+            metrics["emissions_so_far_kg"] = self._run.spent_kg + self._meter.emitted_kg
+        if metrics:
+            self._run.log_metrics(metrics, step=progress.step)
         self._bar.set_postfix_str(self._postfix(), refresh=False)
         self._bar.update(progress.step - self._bar.n)
 

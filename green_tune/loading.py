@@ -33,25 +33,64 @@ PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi, OPT, Falcon; 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def adapted_model(job: Job) -> tuple[PeftModel, Any]:
-    """The base model of a job with a fresh adapter on its device, and its tokenizer.
+class Base:
+    """A frozen base model on its device and its tokenizer, for one adapter after the other.
 
     Raises:
         HardwareMismatch: this torch cannot use the device.
-        ModelError: the base model cannot be loaded, or cannot take the adapter.
+        ModelError: the base model cannot be loaded.
         OutOfMemory: it does not fit.
     """
-    device = _open(job)
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
-    attention.register()
-    with named_out_of_memory(job):
-        base, tokenizer = _load_base(job, device)
-        model = _adapted(job, base)
-        lora.fuse(model)
-        _prepare(job, base)
-        return model.to(device) if job.plan.quantization == "none" else model, tokenizer
+
+    def __init__(self, job: Job) -> None:
+        device = _open(job)
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        attention.register()
+        self._made_for = _made_for(job)
+        self._adapted: PeftModel | None = None
+        with named_out_of_memory(job):
+            self.model, self.tokenizer = _load_base(job, device)
+            self.model.requires_grad_(False)
+            _speed_up(job, self.model)
+            if job.plan.quantization == "none":
+                self.model.to(device)
+
+    def serves(self, job: Job) -> bool:
+        """Whether this is the base model that the job asks for, in the form that it asks for."""
+        return self._made_for == _made_for(job)
+
+    def with_adapter(self, job: Job) -> PeftModel:
+        """The base model with a fresh adapter, in the place of the one before.
+
+        Raises:
+            ModelError: the base model cannot take the adapter.
+            OutOfMemory: it does not fit.
+        """
+        self._free()
+        transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
+        with named_out_of_memory(job):
+            model: PeftModel = _adapted(job, self.model)
+            self._adapted = model
+            lora.fuse(model)
+            if job.plan.checkpointing:
+                self.model.activation_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def _free(self) -> None:
+        """Takes the adapter off again; the layers below it are the very same objects as before."""
+        if self._adapted is None:
+            return
+        self._adapted.unload()
+        self._adapted = None
+        self.model.activation_checkpointing_disable()  # peft would prepare the next one for it
+        _tidy()
+
+
+def _made_for(job: Job) -> tuple[object, ...]:
+    plan = job.plan
+    made = (plan.precision, plan.quantization, plan.attention, plan.kernels, plan.compile)
+    return (job.source, job.commit, job.devices, job.rank, *made)
 
 
 def precision_of(job: Job) -> torch.autocast:
@@ -73,10 +112,16 @@ def _open(job: Job) -> torch.device:
             "or train on the CPU with gpu=cpu"
         )
     _check_same(device, job.rank.local)
-    gc.collect()  # the model of the trial before, which is caught in reference cycles
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    _tidy()
     return torch.device("cuda", job.rank.local)
+
+
+def _tidy() -> None:
+    """Frees what the training before has left, which is caught in reference cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _check_same(device: Device, index: int) -> None:
@@ -131,10 +176,8 @@ def _quantized(job: Job, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _prepare(job: Job, base: Any) -> None:
+def _speed_up(job: Job, base: Any) -> None:
     """What the plan asks for beside the adapter."""
-    if job.plan.checkpointing:
-        base.activation_checkpointing_enable({"use_reentrant": False})
     if job.plan.kernels == "liger":
         _use_liger(base)
     if job.plan.compile:

@@ -104,6 +104,7 @@ class Meter:
         self._presence = Presence(gpus.uuids if gpus else (), clock=clock.monotonic)
         self._nobody = Account()  # for what is read before the first account and after the last
         self._accounts: list[Account] = []
+        self.spent_kwh = 0.0  # by all accounts together, at the last reading
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._ended = threading.Event()
         self._writing = threading.Lock()
@@ -144,6 +145,16 @@ class Meter:
     def emitted_kg(self) -> float:
         """By the current account so far, at the last reading."""
         return self._accounts[-1].emitted_kg
+
+    @property
+    def spent_kg(self) -> float:
+        """By all accounts together, at the last reading."""
+        return self.basis.kg(self.spent_kwh)
+
+    def phase_kg(self, name: str) -> float:
+        """By one phase of the current account, at the last reading."""
+        spent = (s.energy_kwh for s in tuple(self._accounts[-1].segments) if s.phase == name)
+        return self.basis.kg(sum(spent))
 
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""
@@ -282,6 +293,7 @@ class Meter:
             **self._spent(stretch.seconds, shares, account),
         )
         account.add(segment, self.basis.kg(segment.energy_kwh))
+        self.spent_kwh += segment.energy_kwh
         account.remark("paused", stretch.seconds * stretch.paused)
         account.remark(SHARED, stretch.seconds * (shares.others > 0))
         account.remark("suspended (not counted)", stretch.suspended_s)

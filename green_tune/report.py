@@ -1,6 +1,6 @@
-"""What the runs say: tables for a terminal, CSV and JSON for programs, and the front as a plot.
+"""What runs of any origin say: tables for a terminal, CSV and JSON for programs.
 
-It reads RunRecords and returns text and figures; it prints nothing and stores nothing. Wherever
+It reads RunRecords and returns text; it prints nothing and stores nothing. Wherever
 a kilogram or a gram is shown, it says whether the intensity behind it was assumed.
 """
 
@@ -11,17 +11,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from green_tune import cells
+from green_tune.cells import KG_TO_G, duration
 from green_tune.footprint import OVERHEAD, PHASES
-from green_tune.results import RunRecord, front
+from green_tune.points import intensities
+from green_tune.results import REUSED, RunRecord, front
 
 MARK = "★"
-KG_TO_G = 1000.0
-MINUTE_S, HOUR_S = 60, 3600
 WIDE = 120  # columns
 SHOWN = 5  # runs that a footnote names
 MEASURED = {"val_loss", "emissions_kg"}
@@ -85,25 +81,6 @@ def fronts(records: Sequence[RunRecord]) -> list[RunRecord]:
     return [record for group in groups.values() for record in _front(group)]
 
 
-def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
-    """A sweep's trials, one a line, those on the front marked."""
-    table = _table(
-        "#", "", "val loss", f"g CO2e{_star(records)}", "time", *HYPERPARAMETERS.values()
-    )
-    on_front = {record.run_id for record in fronts(records)}
-    for record in records:
-        table.add_row(
-            record.tags.get("green_tune.trial", ""),
-            MARK if record.run_id in on_front else "",
-            _loss(record),
-            _grams(record),
-            _time(record),
-            *(_short(record.params.get(name, "")) for name in HYPERPARAMETERS),
-            style="bold" if record.run_id in on_front else "",
-        )
-    return _text(table, width)
-
-
 def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
     """Runs of any origin, one a line, those on the front of their task and data marked.
 
@@ -114,29 +91,29 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
     several = len({record.tags.get("base_model") for record in records}) > 1
     headings = ["", "run", "model", "task", "gpu", "val loss"]
     headings += ["bits/B"] if several or wide else []
-    headings += [f"g CO2e{_star(records)}"]
-    headings += [f"g/h{_star(records)}"] if wide or not several else []
-    table = _table(*headings, "time", *extra.values(), gap=1 if wide else 0)
+    headings += [f"g CO2e{cells.star(records)}"]
+    headings += [f"g/h{cells.star(records)}"] if wide or not several else []
+    table = cells.new_table(*headings, "time", *extra.values(), gap=1 if wide else 0)
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
-        cells = {
+        row = {
             "": MARK if record.run_id in on_front else "",
             "run": record.run_id[:8],
-            "model": _cropped(record.tags.get("base_model", ""), 40 if wide else 12),
+            "model": cells.cropped(record.tags.get("base_model", ""), 40 if wide else 12),
             "task": record.params.get("task", ""),
             "gpu": record.tags.get("gpu_type", ""),
-            "val loss": _loss(record),
-            "bits/B": _figure(record, "val_bits_per_byte"),
-            f"g CO2e{_star(records)}": _grams(record),
-            f"g/h{_star(records)}": _figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+            "val loss": cells.loss(record),
+            "bits/B": cells.figure(record, "val_bits_per_byte"),
+            f"g CO2e{cells.star(records)}": cells.grams(record),
+            f"g/h{cells.star(records)}": cells.figure(record, "emissions_rate_kg_per_h", KG_TO_G),
         }
         table.add_row(
-            *(cells[heading] for heading in headings),
-            _time(record),
-            *(_short(record.params.get(name, "")) for name in extra),
+            *(row[heading] for heading in headings),
+            cells.time(record),
+            *(cells.short(record.params.get(name, "")) for name in extra),
             style="bold" if record.run_id in on_front else "",
         )
-    return _text(table, width)
+    return cells.to_text(table, width)
 
 
 def rows(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -228,53 +205,6 @@ def bounds(record: RunRecord) -> str:
     return f"at the wall an estimated {low:.2g} to {high:.2g} kWh" if low and high else ""
 
 
-def trial_line(record: RunRecord) -> str:
-    """One finished trial in one line, for the time while the sweep goes on."""
-    hyperparameters = " ".join(
-        f"{short} {_short(record.params[name])}" for name, short in HYPERPARAMETERS.items()
-    )
-    return (
-        f"trial {record.tags['green_tune.trial']}: loss {_loss(record)}, "
-        f"{_grams(record)} g{' assumed' * bool(_star([record]))}  {hyperparameters}"
-    )
-
-
-def sweep_summary(
-    records: Sequence[RunRecord],
-    study: str,
-    missing: int,
-    overheads: Sequence[RunRecord] = (),
-    width: int = 80,
-) -> str:
-    """What a sweep found and what it cost, on one screen, and how to go on where it was stopped.
-
-    `overheads` are the study's own runs, one for each time that it was started.
-    """
-    failed = sum(record.status in ENDED_BADLY for record in records)
-    resume = [f"Stopped {missing} trials before the end; go on with -P study={study}"]
-    lines = [
-        f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
-        *(resume if missing else []),
-        trials_table(records, width),
-        f"{MARK} on the Pareto front: no trial has both a lower loss and lower emissions",
-        *_footnotes(records),
-        f"\nThe sweep's cost, failed trials and what lies between them included:\n"
-        f"{cost(records, overheads)}\n{overhead_share(records, overheads):.0%} of its energy "
-        "was spent outside of trials\n",
-    ]
-    return "\n".join(lines)
-
-
-def sweep_note(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> str:
-    """A sweep's outcome in Markdown: the front and the cost, for the run's page in MLflow."""
-    failed = sum(record.status in ENDED_BADLY for record in records)
-    return (
-        f"{len(records)} trials, {failed} of them failed: {cost(records, overheads)}. "
-        f"{modelled(records)}. The Pareto front:\n\n"
-        f"```\n{trials_table(fronts(records))}\n```\n\n" + "; ".join(_starred(records))
-    )
-
-
 def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
     """Runs of any origin, with what the marks mean."""
     if not records:
@@ -282,14 +212,15 @@ def comparison(records: Sequence[RunRecord], width: int = 80) -> str:
     lines = [
         runs_table(records, width),
         f"{MARK} on the Pareto front of its task and data (loss, or bits per byte across models)",
-        *_footnotes(records),
+        *footnotes(records),
         f"{len(records)} runs: {cost(records)}",
     ]
     return "\n".join(lines)
 
 
-def _footnotes(records: Sequence[RunRecord]) -> list[str]:
-    return [line for line in (*_starred(records), modelled(records), _flagged(records)) if line]
+def footnotes(records: Sequence[RunRecord]) -> list[str]:
+    """What a reader of a table must know about its figures."""
+    return [line for line in (*starred(records), modelled(records), _flagged(records)) if line]
 
 
 def _flagged(records: Sequence[RunRecord]) -> str:
@@ -299,19 +230,21 @@ def _flagged(records: Sequence[RunRecord]) -> str:
     return f"flagged, such as paused or shared, see their energy_flags: {named}" if flagged else ""
 
 
-def _starred(records: Sequence[RunRecord]) -> list[str]:
+def starred(records: Sequence[RunRecord]) -> list[str]:
     """What the asterisk stands for, where there is one."""
-    return [f"* {intensities(records)}"] if _star(records) else []
+    return [f"* {intensities(records)}"] if cells.star(records) else []
 
 
 def totals(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> dict[str, float]:
     """What the runs cost together, failed ones and a sweep's overheads included."""
     names = ("energy_kwh", "emissions_kg", "runtime_h")
-    trials = {name: sum(record.metrics.get(name, 0.0) for record in records) for name in names}
+    paid = [record for record in records if REUSED not in record.tags]
+    trials = {name: sum(record.metrics.get(name, 0.0) for record in paid) for name in names}
     between = {name: sum(r.metrics.get(OVERHEAD + name, 0.0) for r in overheads) for name in names}
-    failed = sum(record.status in ENDED_BADLY for record in records)
     spent = {name: trials[name] + between[name] for name in names}
-    return spent | {"trials": float(len(records)), "trials_failed": float(failed)}
+    mine = [record for record in records if record.kind == "trial"]
+    failed = sum(record.status in ENDED_BADLY for record in mine)
+    return spent | {"trials": float(len(mine)), "trials_failed": float(failed)}
 
 
 def overhead_share(records: Sequence[RunRecord], overheads: Sequence[RunRecord]) -> float:
@@ -332,24 +265,6 @@ def cost(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> s
     return f"{spent['energy_kwh']:.3g} kWh, {kg}, {spent['runtime_h']:.3g} h"
 
 
-def intensities(records: Sequence[RunRecord]) -> str:
-    """The carbon intensities behind the figures, and whether they were assumed."""
-    found: dict[tuple[str, str], set[float]] = defaultdict(set)
-    for record in records:
-        if "intensity_zone" in record.tags:
-            assumed = "assumed: " * (record.tags.get("intensity_assumed") == "true")
-            pue = float(record.tags.get("pue", 1.0))
-            zone, more = record.tags["intensity_zone"], f" x PUE {pue:g}" * (pue != 1.0)
-            found[assumed + zone, more].add(float(record.tags["intensity_g_per_kwh"]))
-    notes = [f"{zone} at {_range(g)} g/kWh{more}" for (zone, more), g in sorted(found.items())]
-    return "; ".join(notes) or "no intensity"
-
-
-def _range(numbers: set[float]) -> str:
-    ends = dict.fromkeys(f"{number:g}" for number in (min(numbers), max(numbers)))
-    return " to ".join(ends)
-
-
 def modelled(records: Sequence[RunRecord]) -> str:
     """How much of the energy no sensor has seen."""
     total = sum(record.metrics.get("energy_kwh", 0.0) for record in records)
@@ -358,34 +273,6 @@ def modelled(records: Sequence[RunRecord]) -> str:
         for record in records
     )
     return f"{share / total:.0%} of this energy is a model" if total else ""
-
-
-def duration(hours: float) -> str:
-    """A time in the unit that a reader would choose: 1.4 s, 12 min, 3.5 h."""
-    seconds = hours * HOUR_S
-    if seconds < MINUTE_S:
-        return f"{seconds:.1f} s"
-    return f"{seconds / MINUTE_S:.1f} min" if seconds < HOUR_S else f"{hours:.2f} h"
-
-
-def front_figure(records: Sequence[RunRecord], title: str) -> Figure:
-    """Validation loss against emissions of every finished run, the front joined by a line."""
-    done = [r for r in records if r.status == "FINISHED" and r.metrics.keys() >= MEASURED]
-    best = sorted(fronts(done), key=lambda record: record.metrics["emissions_kg"])
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(*_points(done), color="0.65", label="trials")
-    # A step, not a slope: between two trials nothing was shown to be possible.
-    axes.plot(*_points(best), "o-", drawstyle="steps-post", color="tab:green", label="Pareto front")
-    for record in best:
-        x, y = record.metrics["emissions_kg"] * KG_TO_G, record.metrics["val_loss"]
-        axes.annotate(_name(record), (x, y), textcoords="offset points", xytext=(6, 5), fontsize=8)
-    axes.set_xlabel(f"emissions (g CO2e; {intensities(records)})")
-    axes.set_ylabel("validation loss (nats per completion token)")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
 
 
 def _comparable(record: RunRecord) -> tuple[str, ...]:
@@ -397,11 +284,6 @@ def _front(group: Sequence[RunRecord]) -> list[RunRecord]:
     loss = "val_loss" if one_model else "val_bits_per_byte"
     group = [record for record in group if loss in record.metrics]
     return front(group, lambda record: (record.metrics[loss], record.metrics["emissions_kg"]))
-
-
-def _points(records: Sequence[RunRecord]) -> tuple[list[float], list[float]]:
-    grams = [record.metrics["emissions_kg"] * KG_TO_G for record in records]
-    return grams, [record.metrics["val_loss"] for record in records]
 
 
 def _name(record: RunRecord) -> str:
@@ -429,56 +311,3 @@ def _row(record: RunRecord, on_front: bool) -> dict[str, Any]:
         **{name: record.params.get(name, "") for name in HYPERPARAMETERS},
     }
     return {name: known[name] for name in COLUMNS}
-
-
-def _table(*headings: str, gap: int = 1) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
-    for heading in headings:
-        texts = ("", "run", "model", "task", "gpu")
-        table.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
-    return table
-
-
-def _text(table: Table, width: int) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def _star(records: Sequence[RunRecord]) -> str:
-    """An asterisk where some intensity was assumed; the line below the table explains it."""
-    return "*" if any(r.tags.get("intensity_assumed") == "true" for r in records) else ""
-
-
-def _loss(record: RunRecord) -> str:
-    if record.status == "FINISHED":
-        loss = record.metrics.get("val_loss")
-        return "" if loss is None else f"{loss:.4f}"
-    return record.status.lower()
-
-
-def _grams(record: RunRecord) -> str:
-    return _figure(record, "emissions_kg", KG_TO_G)
-
-
-def _time(record: RunRecord) -> str:
-    hours = record.metrics.get("runtime_h")
-    return "" if hours is None else duration(hours)
-
-
-def _figure(record: RunRecord, name: str, factor: float = 1.0) -> str:
-    value = record.metrics.get(name)
-    return "" if value is None else f"{value * factor:.3g}"
-
-
-def _cropped(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _short(text: str) -> str:
-    """A number in as few characters as say it: 0.00123456 as 1.2e-03."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return f"{number:.1e}" if number and abs(number) < 0.01 else f"{number:g}"  # noqa: PLR2004

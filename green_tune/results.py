@@ -1,14 +1,69 @@
 """What came out: the records of a run, with units in their names, and the front over them.
 
-Frozen values and two pure functions. Nothing here measures, stores or prints.
+Frozen values and pure functions over them. Nothing here measures, stores or prints.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# Tags that several modules read; the others are named where they are written.
+KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
+SESSION_KINDS = ("sweep", "worker")  # the first session of a study is its parent run
+WORKER, FRONT = "green_tune.worker", "green_tune.front"
+EVALUATIONS = "green_tune.evaluations"  # a run's course
+STOPPED_EARLY, STOPPED_WHY = "stopped_early", "green_tune.stopped"
+SAVED_KG = "green_tune.saved_kg"  # forecast of what an early end has saved
+REUSED, RETRY_OF = "green_tune.reused", "green_tune.retry_of"  # another run's id
+FINGERPRINT = "green_tune.fingerprint"
+LONGEST_COURSE = 100  # validations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a training had reached, and its run spent, at one validation.
+
+    Each is a result: a training that ends there would have this loss for these emissions.
+    `progress` is the part of the planned optimiser steps that was done, from 0 to 1.
+    """
+
+    step: int
+    progress: float
+    val_loss: float
+    emissions_kg: float
+
+
+Course = Sequence[Evaluation]
+
+
+def to_tag(course: Course) -> str:
+    """A course as the text of a tag, which holds 8000 characters: the first, last and best of it.
+
+    What did not lower the loss is left out where all would be too long, then every second one.
+    """
+    rows = [list(astuple(point)) for point in course]
+    if len(rows) > LONGEST_COURSE:
+        least = [min(row[2] for row in rows[: i + 1]) for i in range(len(rows))]
+        kept = (0, len(rows) - 1)
+        rows = [r for i, r in enumerate(rows) if i in kept or r[2] < least[i - 1]]
+    while len(rows) > LONGEST_COURSE:
+        rows = [*rows[:-1:2], rows[-1]]
+    return json.dumps(
+        [[s, round(p, 6), float(f"{v:.9g}"), float(f"{k:.6g}")] for s, p, v, k in rows]
+    )
+
+
+def from_tag(text: str) -> list[Evaluation]:
+    """The course that `to_tag` wrote; empty where there is none."""
+    return [
+        Evaluation(step=step, progress=progress, val_loss=loss, emissions_kg=kg)
+        for step, progress, loss, kg in (json.loads(text) if text else [])
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +82,8 @@ class TrainResult:
     steps: int
     adapter_step: int  # whose adapter it is: with early stopping that of the best validation
     steps_planned: int  # more than `steps` where it was stopped early
+    ended_because: str  # empty where it was not
+    course: tuple[Evaluation, ...]
     train_tokens: int  # of all examples, without padding, shared ones counted for each
     processed_tokens: int  # what the model has computed: with padding, shared ones once
     micro_batch_halvings: int  # after an out-of-memory
@@ -62,6 +119,16 @@ class RunRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def course(self) -> list[Evaluation]:
+        """Its validations, with what had been spent at each; empty for runs that noted none."""
+        return from_tag(self.tags.get(EVALUATIONS, ""))
+
+    @property
+    def ended_early(self) -> bool:
+        """True where it was stopped before the last of its planned steps."""
+        return STOPPED_EARLY in self.tags
+
 
 def front(items: Sequence[T], objectives: Callable[[T], tuple[float, ...]]) -> list[T]:
     """The items that no other item dominates, all objectives minimised, in the given order.
@@ -78,3 +145,17 @@ def front(items: Sequence[T], objectives: Callable[[T], tuple[float, ...]]) -> l
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """The area that points dominate up to a reference, both objectives minimised.
+
+    Points that are not better than the reference in both count for nothing. The usual measure of
+    a front's quality (Zitzler and Thiele 1999, doi:10.1109/4235.797969).
+    """
+    area, reached = 0.0, reference[1]
+    for x, y in sorted(points):
+        if x < reference[0] and y < reached:
+            area += (reference[0] - x) * (reached - y)
+            reached = y
+    return area

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from green_tune.config import TrainConfig, check, read, to_text
 from green_tune.errors import ConfigError
 
+Space = Mapping[str, "Dimension"]
 Scale = Literal["linear", "log", "powers of two", "choice"]
 Number = int | float
 
@@ -69,7 +70,7 @@ SPACE = {
 
 WITHOUT = {"quality_examples": "0"}  # it would cost energy in each trial; the front uses the loss
 
-_SPECS = {spec.name: spec for spec in fields(TrainConfig)}
+SPECS = {spec.name: spec for spec in fields(TrainConfig)}
 
 
 def defaults() -> dict[str, str]:
@@ -86,7 +87,7 @@ def split(asked: Mapping[str, str]) -> tuple[TrainConfig, dict[str, Dimension]]:
     """
     asked = {**defaults(), **asked}
     for name, text in asked.items():
-        if name in _SPECS and name not in SPACE and ".." in text and _SPECS[name].type is not str:
+        if name in SPECS and name not in SPACE and ".." in text and SPECS[name].type is not str:
             raise ConfigError(f"{name} does not vary in a sweep; what varies: {', '.join(SPACE)}")
     space = {name: dim for name in SPACE if (dim := _read_dimension(name, asked[name]))}
     fixed = TrainConfig.parse({k: text for k, text in asked.items() if k not in space})
@@ -127,6 +128,6 @@ def _powers_of_two(name: str, low: int, high: int) -> Dimension:
 
 
 def _read_value(name: str, text: str) -> Any:
-    value = read(_SPECS[name], text)
-    check(_SPECS[name], value)
+    value = read(SPECS[name], text)
+    check(SPECS[name], value)
     return value

@@ -1,109 +1,65 @@
-"""The door to Optuna: a study of two objectives whose trials are measured runs.
+"""A sweep: trial after trial, until the study has them all, a budget is spent, or all fail.
 
-It decides which hyperparameters come next and what a failed trial means for the study. How a
-trial is trained, measured and tracked is the `experiment` function that it is given.
+It knows in which order things happen. Which trial is next is `study`'s affair, what may be spent
+`ledger`'s; how a trial is trained, measured and tracked is the `experiment` that it is given.
 """
 
-import hashlib
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
-
-from green_tune import stop, store, worker
-from green_tune.config import SweepConfig, TrainConfig
-from green_tune.errors import ConfigError, RunFailed, StoreError
+from green_tune import stop
+from green_tune.errors import RunFailed
 from green_tune.job import Job
-from green_tune.space import Dimension
+from green_tune.space import Space
+from green_tune.study import Outcome, Refuse, Settle, Study, Trial
 
 log = logging.getLogger(__name__)
 
-OBJECTIVES = ("val_loss", "emissions_kg")
-START_TRIALS = 5  # Optuna's own default of 10 would make a sweep of 10 a random search
-WORKER = "worker"
-UNNAMED = timedelta(minutes=1)  # far longer than a trial is without its worker
-TAKEN = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)  # the last by other workers
+# Stock `gp` alone loses by it: it takes a stopped trial's end for what its config can reach, which
+# `green` is told instead, and the others hardly learn from (benchmarks/sampling.py).
+ENDED_EARLY = ("green", "tpe", "nsga2", "random", "grid")
+FAILURES = 3  # all of the first trials so many failed: the rest would fail alike
 
-Space = Mapping[str, Dimension]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objectives:
-    """The two numbers of a finished trial, both minimised."""
-
-    val_loss: float
-    emissions_kg: float
-
-
-Experiment = Callable[[Job, int], Objectives]
-
-
-def open_study(job: Job, space: Space, sweep: SweepConfig, url: str) -> optuna.Study:
-    """The study of a sweep, made or resumed; what dead processes left running in it is failed.
-
-    Raises:
-        ConfigError: a study of this name searched something else.
-        StoreError: the study's storage cannot be used.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with store.made_by_one(url):
-            study = optuna.create_study(
-                storage=url,
-                study_name=sweep.study,
-                directions=["minimize"] * len(OBJECTIVES),
-                load_if_exists=True,
-            )
-    except Exception as error:  # SQLAlchemy's and the drivers' errors share no base
-        reason = str(error).strip().split("\n")[0]
-        raise StoreError(f"the study's storage cannot be used: {reason}") from error
-    with _experimental():
-        study.set_metric_names(list(OBJECTIVES))
-    _check_same(study, _identity(job, space))
-    _fail_dead_trials(study)
-    if not study.trials:
-        study.enqueue_trial(_baseline(space))
-    study.sampler = _sampler(sweep.sampler, _seed(study, job.config.seed))
-    return study
+Experiment = Callable[[Trial], Outcome]
 
 
 def run_sweep(
-    study: optuna.Study, job: Job, space: Space, trials: int, experiment: Experiment
-) -> None:
+    study: Study, trials: int, experiment: Experiment, settle: Settle, refuse: Refuse
+) -> str:
     """Runs trials until the study has as many as were asked for, failed ones included.
 
     A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
-    study and the sweep goes on; anything else ends the sweep.
+    study and the sweep goes on; anything else ends the sweep, and the trial is queued again.
+    Returns why the sweep ended before, and "" where it did not.
+
+    Raises:
+        RunFailed: the first trials all failed.
     """
-    while missing(study, trials):
+    while True:
         stop.check()
-        trial = study.ask()
-        trial.set_user_attr(WORKER, worker.this())
-        config = _suggest(trial, space, job.config)
+        trial = study.claim(trials, settle, refuse)
+        if isinstance(trial, str):
+            return trial
         try:
-            objectives = experiment(job.with_config(config), trial.number)
+            study.tell(trial, experiment(trial))
         except RunFailed as error:
             log.warning("trial %d failed: %s", trial.number, error)
-            study.tell(trial, state=TrialState.FAIL)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
+            study.fail(trial, str(error), again=False)
+            _check_any_succeeds(study)
+        except BaseException as error:
+            with stop.held():
+                study.fail(trial, f"{type(error).__name__}: {error}", again=True)
             raise
-        else:
-            study.tell(trial, [objectives.val_loss, objectives.emissions_kg])
 
 
-def missing(study: optuna.Study, trials: int) -> int:
-    """How many trials the study lacks, those of other workers and failed ones taken as there."""
-    return max(0, trials - len(study.get_trials(deepcopy=False, states=TAKEN)))
+def configured(job: Job, trial: Trial) -> Job:
+    """The job of a trial."""
+    return job.with_config(replace(job.config, **trial.values))
 
 
-def _identity(job: Job, space: Space) -> dict[str, str]:
+def identity(job: Job, space: Space) -> dict[str, str]:
     """What must be equal for two trials to be compared in one study."""
     fixed = {k: v for k, v in job.config.to_params().items() if k not in space}
     for name in ("gpu", "seed", "resume", "checkpoint_minutes", "quality_examples"):
@@ -112,93 +68,17 @@ def _identity(job: Job, space: Space) -> dict[str, str]:
     return fixed | varied | {"device": job.device.gpu_type, "data": job.data.digest}
 
 
-def _check_same(study: optuna.Study, identity: Mapping[str, str]) -> None:
-    before = study.user_attrs.get("identity")
-    if before is None:
-        study.set_user_attr("identity", dict(identity))
-        return
-    for name in {**before, **identity}:
-        if (was := before.get(name)) != (now := identity.get(name)):
-            raise ConfigError(
-                f"study {study.study_name} was made with {name}={was}, now it is {now}; "
-                "give the same, or another study name"
-            )
+def nothing_settled(_: str) -> Outcome | None:
+    """For studies whose lost trials have no results anywhere."""
+    return None
 
 
-def _fail_dead_trials(study: optuna.Study) -> None:
-    """A trial whose process is gone will never be told: it failed."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_dead(trial):
-            study.tell(trial.number, state=TrialState.FAIL)
+def everything_admitted(_: Mapping[str, Any]) -> str:
+    """For sweeps without a budget."""
+    return ""
 
 
-def _is_dead(trial: optuna.trial.FrozenTrial) -> bool:
-    """Its process is gone; or it was so before it could say which it is, milliseconds after."""
-    if identity := trial.user_attrs.get(WORKER):
-        return worker.is_dead(identity)
-    started = trial.datetime_start
-    return started is not None and datetime.now() - started > UNNAMED
-
-
-def _baseline(space: Space) -> dict[str, Any]:
-    """The first trial: what `train` would do by default, as far as the space allows it."""
-    usual = TrainConfig().__dict__
-    return {
-        _name(dim): _exponent(usual[name]) if dim.scale == "powers of two" else usual[name]
-        for name, dim in space.items()
-        if usual[name] in dim
-    }
-
-
-def _seed(study: optuna.Study, seed: int) -> int:
-    """The user's seed, mixed so that nobody proposes what was proposed before.
-
-    A resumed sweep starts after other trials; a worker beside others is another process.
-    """
-    others = worker.this() if study.get_trials(states=(TrialState.RUNNING,)) else ""
-    digest = hashlib.sha256(f"{seed}/{len(study.trials)}/{others}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
-
-
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    with _experimental():
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_TRIALS)
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, n_startup_trials=START_TRIALS
-        )
-
-
-@contextmanager
-def _experimental() -> Iterator[None]:
-    """For what Optuna may still change: our pin is exact, and our tests would notice."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
-def _suggest(trial: optuna.Trial, space: Space, base: TrainConfig) -> TrainConfig:
-    """The next configuration; dimensions that are pinned keep the base's value."""
-    return replace(base, **{name: _value(trial, dim) for name, dim in space.items()})
-
-
-def _value(trial: optuna.Trial, dimension: Dimension) -> Any:
-    name, low, high = _name(dimension), dimension.low, dimension.high
-    if dimension.scale == "choice":
-        return trial.suggest_categorical(name, dimension.values)
-    if dimension.scale == "powers of two":
-        return 2 ** trial.suggest_int(name, _exponent(low), _exponent(high))
-    if isinstance(low, int):
-        return trial.suggest_int(name, low, int(high))
-    return trial.suggest_float(name, low, high, log=dimension.scale == "log")
-
-
-def _name(dimension: Dimension) -> str:
-    """In the study; sizes are searched as exponents, so that a sampler knows their order."""
-    return f"log2_{dimension.name}" if dimension.scale == "powers of two" else dimension.name
-
-
-def _exponent(size: float) -> int:
-    return int(size).bit_length() - 1
+def _check_any_succeeds(study: Study) -> None:
+    failed = study.failures()
+    if failed and len(failed) >= FAILURES:
+        raise RunFailed(f"the first {len(failed)} trials all failed, the last one: {failed[-1]}")

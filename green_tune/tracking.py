@@ -5,255 +5,48 @@ trial can never write into its parent. Under `mlflow run` the first run adopts t
 launcher made. It does not know what is trained or measured, only how it is called in the store.
 """
 
-import json
 import logging
 import os
 import re
 import shlex
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
     LifecycleStage,
-    Metric,
-    Param,
-    RunTag,
     ViewType,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
-from sqlalchemy.exc import SQLAlchemyError
 
 from green_tune import gates, heartbeat, stop, store, worker
-from green_tune.errors import ConfigError, StoreError
-from green_tune.footprint import OVERHEAD, Measurement, from_csv, to_csv
-from green_tune.results import RunRecord
+from green_tune.errors import StoreError
+from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
+from green_tune.results import (
+    FRONT,
+    KIND,
+    SESSION_KINDS,
+    STUDY,
+    WORKER,
+    RunRecord,
+)
+from green_tune.query import Query
+from green_tune.run import ERROR, SESSIONS, STATUS, Run, line, named, read_text
 
 log = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
-KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
-STATUS, ERROR, FRONT = "green_tune.status", "green_tune.error", "green_tune.front"
-WORKER, SESSIONS = "green_tune.worker", "green_tune.sessions"
 NOTE = "mlflow.note.content"
-KINDS = ("train", "trial")  # what is compared; a sweep's own run holds their totals
+AS_OF_LAST = "as of its last validation; the rest is known on the machine where it ran"
 RESUMPTION = "resumption"  # the kind of a launcher's run whose training goes on in another
-FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
 MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobody named
 PAGE = 1000
-
-
-class Run:
-    """One run that is being written.
-
-    Metrics are buffered, and a thread writes them every few seconds: a store that is slow or away
-    keeps no training waiting, and would else be billed as training.
-
-    Every other method raises StoreError when the store does not answer.
-    """
-
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, name: str) -> None:
-        self._client = client
-        self.id = run_id
-        self.experiment_id = experiment_id
-        self.name = name
-        self._buffer: list[Metric] = []
-        self._writing = threading.Lock()
-        self._ended = threading.Event()
-        self._last_steps: dict[str, int] = {}  # of curves that sessions before have logged
-        self.sessions = 1  # this one, and those before it
-        self.spent_kg = 0.0  # by those before
-
-    def log_params(self, params: Mapping[str, str]) -> None:
-        """Writes those params that are not there yet: `mlflow run` has logged what was typed.
-
-        A param is written once; MLflow would drop the whole call for one that differs.
-        """
-        with _named():
-            there = self._client.get_run(self.id).data.params
-            new = [Param(key, value) for key, value in params.items() if key not in there]
-            for start in range(0, len(new), 100):
-                self._client.log_batch(self.id, params=new[start : start + 100])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Writes or overwrites tags."""
-        with _named():
-            self._client.log_batch(self.id, tags=[RunTag(key, text) for key, text in tags.items()])
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Notes metrics with the time of now; they reach the store within seconds."""
-        now_ms = int(time.time() * 1000)
-        self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
-
-    @property
-    def unwritten(self) -> list[tuple[str, float, int, int]]:
-        """Metrics that may not have reached the store: key, value, time in ms, and step."""
-        return [(m.key, m.value, m.timestamp, m.step) for m in list(self._buffer)]
-
-    def write_again(self, points: Sequence[tuple[str, float, int, int]]) -> None:
-        """Notes what was `unwritten` in an earlier session; nothing is in the store twice."""
-        self._buffer += [Metric(*point) for point in points]
-
-    def flush(self) -> None:
-        """Writes what is buffered; what could not be written stays buffered."""
-        with _named(), self._writing:
-            while batch := self._buffer[:FLUSH_POINTS]:
-                if new := [point for point in batch if not self._is_there(point)]:
-                    self._client.log_batch(self.id, metrics=new)
-                del self._buffer[: len(batch)]
-
-    def _is_there(self, point: Metric) -> bool:
-        """True for steps of a curve that are done once more, to the bit as they were before.
-
-        Figures have no steps, and a point that is equal to the last bit and millisecond MLflow
-        itself takes for the same.
-        """
-        if self.sessions == 1 or not point.step:
-            return False
-        if point.key not in self._last_steps:
-            history = self._client.get_metric_history(self.id, point.key)
-            self._last_steps[point.key] = max((there.step for there in history), default=-1)
-        return bool(point.step <= self._last_steps[point.key])
-
-    def write_regularly(self) -> None:
-        """Flushes until `end`; the body of a thread."""
-        while not self._ended.wait(FLUSH_S):
-            try:
-                self.flush()
-            except StoreError as error:
-                log.warning("metrics of %s could not be written yet: %s", self.name, error)
-
-    def end(self, status: str, error: str = "", ended_s: float | None = None) -> None:
-        """Writes what is left and closes the run, as of now or of an earlier time."""
-        self._ended.set()
-        self.flush()
-        self.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
-        with _named():
-            ended_ms = int(ended_s * 1000) if ended_s else None
-            self._client.set_terminated(self.id, status, end_time=ended_ms)
-
-    def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
-        """Names the data set that this run read."""
-        described = json.dumps({"source": source})
-        dataset = Dataset(name, digest, source_type="green-tune", source=described)
-        tags = [InputTag("mlflow.data.context", context)]
-        with _named():
-            self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
-
-    def log_folder(self, folder: Path, name: str) -> None:
-        """Copies a folder to the run's artifacts."""
-        with _named():
-            self._client.log_artifacts(self.id, str(folder), name)
-
-    def log_text(self, text: str, name: str) -> None:
-        """Writes a text as an artifact."""
-        with _named():
-            self._client.log_text(self.id, text, name)
-
-    def log_measurement(self, measurement: Measurement, prefix: str = "") -> None:
-        """Writes what was spent: figures, how they are known, and the time series behind them.
-
-        With a prefix it is what a sweep spends beside its trials: the total alone.
-        """
-        if prefix:
-            self.log_metrics(measurement.total.to_metrics(prefix))
-        else:
-            self.log_metrics(measurement.to_metrics())
-        self.set_tags(measurement.to_tags())
-        self.flush()
-        self.log_text(to_csv(measurement.segments), "energy.csv")
-
-    def with_earlier(self, measurement: Measurement) -> Measurement:
-        """This session's measurement with what the figures of those before it hold."""
-        with _named():
-            text = _read_text(self._client, self.id, "energy.csv")
-            tags = self._client.get_run(self.id).data.tags
-        if text is None:
-            return measurement
-        try:
-            segments = from_csv(text)
-        except ValueError as error:  # of another version of green-tune
-            return measurement.with_fault(f"the energy before it was resumed is {error}")
-        earlier = Measurement(
-            segments=segments,
-            basis=replace(measurement.basis, methods=_methods(tags)),
-            flags=_said(tags, "energy_flags"),
-            faults=_said(tags, "energy_faults"),
-        )
-        return measurement.after(earlier, max(1, int(tags.get(SESSIONS, "1")) - 1))
-
-    def log_figure(self, figure: Any, name: str) -> None:
-        """Writes a matplotlib figure as an artifact."""
-        with _named():
-            self._client.log_figure(self.id, figure, name)
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Writes rows as a table artifact, which the MLflow UI shows as a table."""
-        if rows:
-            columns = {key: [row[key] for row in rows] for key in rows[0]}
-            with _named():
-                self._client.log_table(self.id, columns, name)
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """Gives a store's refusal its own name, whichever library it comes from."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise StoreError(f"the tracking store cannot be used: {_line(error)}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """Which runs to read back; an empty field selects all. Times are in UTC."""
-
-    model: str = ""
-    task: str = ""
-    gpu: str = ""
-    study: str = ""
-    since: datetime | None = None
-    until: datetime | None = None
-    kinds: Sequence[str] = KINDS
-
-    def filters(self) -> list[str]:
-        """MLflow filter strings that select these runs together: its grammar knows no OR."""
-        equal = {
-            "tags.base_model": self.model,
-            "params.task": self.task,
-            f"tags.`{STUDY}`": self.study,
-        }
-        terms = [f"{key} = {_quoted(text)}" for key, text in equal.items() if text]
-        for sign, moment in ((">=", self.since), ("<", self.until)):
-            if moment:
-                terms.append(f"attributes.start_time {sign} {int(moment.timestamp() * 1000)}")
-        return [
-            " AND ".join([f"tags.`{KIND}` = '{kind}'", *device, *terms])
-            for kind in self.kinds
-            for device in self._devices()
-        ]
-
-    def _devices(self) -> list[list[str]]:
-        """The GPU itself, and the variants of its family: a100 finds a100-40."""
-        if not self.gpu:
-            return [[]]
-        gpu = self.gpu.lower()
-        return [
-            [f"tags.gpu_type = {_quoted(gpu)}"],
-            [f"tags.gpu_type LIKE {_quoted(gpu + '-%')}"],
-        ]
 
 
 class Tracker:
@@ -264,7 +57,7 @@ class Tracker:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        with _named(), store.made_by_one(uri):
+        with named(), store.made_by_one(uri):
             store.make_whole(uri, lambda draft: MlflowClient(draft).search_experiments())
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
@@ -279,14 +72,17 @@ class Tracker:
         asked: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         parent: Run | None = None,
+        own: bool = True,
     ) -> Iterator[Run]:
         """A run for the time of a block, closed with how the block ended.
 
         FINISHED; FAILED with the error as a tag; KILLED when it was asked to stop. The tag
         green_tune.status repeats it, because the launcher of `mlflow run` overwrites the status.
+        A run with a parent is one of its `own`, unless it may be the launcher's.
         """
-        with _named():
-            run = self._open(name, {KIND: kind, WORKER: worker.this()} | dict(tags or {}), parent)
+        tags = {KIND: kind, WORKER: worker.this()} | dict(tags or {})
+        with named():
+            run = self._open(name, tags, parent, adopts=not (parent and own))
         with _written(run, asked or {}):
             yield run
 
@@ -296,7 +92,7 @@ class Tracker:
 
         The launcher's run, where there is one, says where to look, and is in no table.
         """
-        with _named():
+        with named():
             run = self._reopen(run_id)
         note = {NOTE: f"goes on in run {run.id}"}
         with _written(run, {}), self.adopted(RESUMPTION, run.name, {}, note):
@@ -313,6 +109,63 @@ class Tracker:
         with self.run(kind, name, asked=asked, tags=tags):
             yield
 
+    @contextmanager
+    def session(
+        self,
+        name: str,
+        study: str,
+        parent_id: str,
+        asked: Mapping[str, str],
+        others: Callable[[], Sequence[str]],
+    ) -> Iterator[tuple[Run, Run]]:
+        """A worker's session of a study: the study's own run, and the session's.
+
+        They are one for the first session. A later one is a run nested in the first one's; the
+        launcher's is taken for it, where there is one. The study's run is open for as long as any
+        worker is at it: `others` names those that still are when this one leaves.
+        """
+        tags = {STUDY: study}
+        if not (parent_id and self.has(parent_id)):
+            with self.run("sweep", study, asked=asked, tags=tags) as run:
+                yield run, run
+            self._leave(run, others())
+            return
+        parent = self._joined(parent_id)
+        with (
+            self.run("worker", name, asked=asked, tags=tags, parent=parent, own=False) as run,
+            _ended_alike(parent),
+        ):
+            yield parent, run
+        self._leave(parent, others())
+
+    def _joined(self, run_id: str) -> Run:
+        """The study's own run; opened again, unless another worker has it open."""
+        record = self.get(run_id)
+        if record.status == "RUNNING" and not worker.is_dead(record.tags.get(WORKER, "")):
+            return Run(self._client, run_id, self.experiment_id, record.name)
+        with named():
+            return self._reopen(run_id)
+
+    def _leave(self, run: Run, others: Sequence[str]) -> None:
+        """Leaves a study's run to another worker, which will close it."""
+        if others:
+            run.set_tags({WORKER: others[0]})
+            with named():
+                self._client.update_run(run.id, "RUNNING")
+
+    def bury(self, run_id: str) -> RunRecord | None:
+        """Closes a run whose worker died, wherever it was; None where there is no such run.
+
+        What it had spent is in its last heartbeat on the machine where it ran; from elsewhere,
+        what is known is what it had spent at its last validation.
+        """
+        if not (run_id and self.has(run_id)):
+            return None
+        record = self.get(run_id)
+        if record.status == "RUNNING":
+            self._bury(record)
+        return self.get(run_id)
+
     def has(self, run_id: str) -> bool:
         """Whether there is such a run, and nobody has deleted it."""
         try:
@@ -320,29 +173,29 @@ class Tracker:
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 return False
-            raise StoreError(f"the tracking store cannot be used: {_line(error)}") from error
+            raise StoreError(f"the tracking store cannot be used: {line(error)}") from error
 
     def get(self, run_id: str) -> RunRecord:
         """One run as it stands in the store."""
-        with _named():
+        with named():
             return _record(self._client.get_run(run_id))
 
     def find(self, query: Query) -> list[RunRecord]:
         """The runs that `query` selects, in all experiments, oldest first."""
         filters = query.filters()
-        with _named():
+        with named():
             experiments = self._experiments()
             records = [record for text in filters for record in self._search(experiments, text)]
         return sorted(records, key=lambda record: record.started)
 
     def read_text(self, run_id: str, name: str) -> str | None:
         """A text that a run holds as an artifact; None where it has none of that name."""
-        with _named():
-            return _read_text(self._client, run_id, name)
+        with named():
+            return read_text(self._client, run_id, name)
 
     def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the experiment that this tracker writes to."""
-        with _named():
+        with named():
             for key, text in tags.items():
                 self._client.set_experiment_tag(self.experiment_id, key, text)
 
@@ -352,7 +205,7 @@ class Tracker:
         for record in records:
             text = str(record.run_id in on_front).lower()
             if record.tags.get(FRONT) != text:
-                with _named():
+                with named():
                     self._client.set_tag(record.run_id, FRONT, text)
 
     def _search(self, experiments: list[str], text: str) -> Iterator[RunRecord]:
@@ -392,15 +245,17 @@ class Tracker:
             judged = replace(
                 measurement, faults=[*measurement.faults, *gates.failures(measurement)]
             )
-            if record.kind == "sweep":
+            if record.kind in SESSION_KINDS:
                 run.log_measurement(judged, OVERHEAD)
             else:
                 measurement = run.with_earlier(judged)
                 run.log_measurement(measurement)
+        elif "energy_kwh" not in record.metrics and "emissions_so_far_kg" in record.metrics:
+            _write_so_far(run, record)
         heartbeat.forget(run.id)  # before the end: nobody looks for the heartbeats of a closed run
         ended_s = measurement.segments[-1].ended_s if measurement else None
         if record.status == "RUNNING":
-            run.end("KILLED", "its process died", ended_s)
+            run.end("FAILED", "its process died", ended_s)
         spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 
@@ -428,16 +283,16 @@ class Tracker:
             self._client.delete_tag(run_id, key)
         return run
 
-    def _open(self, name: str, tags: Mapping[str, str], parent: Run | None) -> Run:
-        adopted = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
+    def _open(self, name: str, tags: Mapping[str, str], parent: Run | None, *, adopts: bool) -> Run:
+        lineage = {PARENT: parent.id} if parent else {}
+        adopted = os.environ.pop("MLFLOW_RUN_ID", None) if adopts else None
         if adopted:
             info = self._client.get_run(adopted).info
             if not MLFLOWS_NAME.fullmatch(info.run_name or ""):  # the user gave one: --run-name
                 name = str(info.run_name)
             run = Run(self._client, adopted, info.experiment_id, name)
-            run.set_tags(dict(tags) | {"mlflow.runName": name})
+            run.set_tags(dict(tags) | lineage | {"mlflow.runName": name})
             return run
-        lineage = {PARENT: parent.id} if parent else {}
         made = self._client.create_run(
             self.experiment_id, tags=resolve_tags() | lineage | tags, run_name=name
         )
@@ -462,23 +317,26 @@ def _written(run: Run, asked: Mapping[str, str]) -> Iterator[None]:
     run.end("FINISHED")
 
 
-def _read_text(client: MlflowClient, run_id: str, name: str) -> str | None:
-    folder = name.rpartition("/")[0] or None
-    with TemporaryDirectory() as copy:
-        if name not in {file.path for file in client.list_artifacts(run_id, folder)}:
-            return None
-        path = Path(client.download_artifacts(run_id, name, copy))
-        return path.read_text(encoding="utf-8", errors="replace")
+def _write_so_far(run: Run, record: RunRecord) -> None:
+    """What a run of another machine had spent at its last validation; the rest is there."""
+    kg = record.metrics["emissions_so_far_kg"]
+    g_per_kwh = float(record.tags["intensity_g_per_kwh"]) * float(record.params["pue"])
+    run.log_metrics({"emissions_kg": kg, "energy_kwh": kg * GRAMS_PER_KG / g_per_kwh})
+    run.set_tags({"energy_flags": AS_OF_LAST})
 
 
-def _methods(tags: Mapping[str, str]) -> dict[str, str]:
-    """How each part of the energy was obtained, by a run's tags."""
-    names = {part: f"energy_{part}_method" for part in ("cpu", "gpu", "ram")}
-    return {part: tags.get(name, "") for part, name in names.items()}
-
-
-def _said(tags: Mapping[str, str], name: str) -> list[str]:
-    return tags[name].split("; ") if name in tags else []
+@contextmanager
+def _ended_alike(run: Run) -> Iterator[None]:
+    """A block after which a run ends as the block does."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        _end(run, "KILLED", str(stopped))
+        raise
+    except BaseException as error:
+        _end(run, "FAILED", f"{type(error).__name__}: {error}")
+        raise
+    run.end("FINISHED")
 
 
 def _end(run: Run, status: str, error: str) -> None:
@@ -513,15 +371,3 @@ def _unquoted(text: str) -> str:
     except ValueError:  # of a run that is not ours
         return text
     return words[0] if len(words) == 1 else text
-
-
-def _quoted(text: str) -> str:
-    if "'" not in text:
-        return f"'{text}'"
-    if '"' in text:
-        raise ConfigError(f"a name with both kinds of quotation marks cannot be searched: {text}")
-    return f'"{text}"'
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

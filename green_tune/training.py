@@ -8,22 +8,22 @@ the model comes from is `loading`'s affair, and what a step is `stepper`'s.
 import io
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
-from green_tune import batches, patience, stop
+from green_tune import batches, stop
 from green_tune.batches import Micro, Schedule
+from green_tune.course import UNWATCHED, Course, Validation, Watch, from_everywhere
 from green_tune.data import Data
-from green_tune.errors import Stopped, TrainingDiverged
+from green_tune.errors import Stopped
+from green_tune.fit import CPU_TOKENS
 from green_tune.job import Job
-from green_tune.loading import adapted_model, is_out_of_memory, named_out_of_memory
+from green_tune.loading import Base, is_out_of_memory, named_out_of_memory
 from green_tune.loss import LabelLoss
 from green_tune.probe import check_examples_apart
 from green_tune.results import TrainResult
@@ -31,47 +31,6 @@ from green_tune.stepper import Stepper
 from green_tune.tokens import Encoded, Encoder
 
 log = logging.getLogger(__name__)
-
-LOGGED_POINTS = 200  # of the loss curve; each costs a device synchronisation
-GIB = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a training is; `metrics` holds what was measured at this step."""
-
-    step: int
-    steps: int
-    tokens: int
-    metrics: dict[str, float]
-
-
-OnProgress = Callable[[Progress], None]
-Phase = Callable[[str], AbstractContextManager[None]]  # what is inside of the block is that phase
-
-
-def unmeasured(_: str) -> AbstractContextManager[None]:
-    """For a training that nobody measures."""
-    return nullcontext()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who looks on: all of it may be left out.
-
-    `spent_g` says what the run has emitted so far, in g CO2e. `kept` holds the state of an
-    earlier session to go on from, and `keep` takes a new one whenever `due` says so.
-    """
-
-    on_progress: OnProgress = lambda progress: None
-    phase: Phase = unmeasured
-    spent_g: Callable[[], float] = lambda: 0.0
-    kept: dict[str, Any] | None = None
-    keep: Callable[[Callable[[], dict[str, Any]]], None] = lambda state: None
-    due: Callable[[], bool] = lambda: False
-
-
-UNWATCHED = Watch()
 
 
 def cuda_version() -> str:
@@ -98,51 +57,98 @@ def from_bytes(data: bytes) -> dict[str, Any]:
     return state
 
 
-def from_everywhere(mine: Any) -> list[Any]:
-    """What each of the processes that train together hands in, in their order."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [mine]
-    found = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, mine)
-    return found
-
-
 def load(job: Job) -> "FineTuner":
     """The job's base model with a fresh adapter, and its data in tokens.
 
     Raises:
-        UsageError: the base model, the device or the data cannot be used; see `adapted_model`.
+        UsageError: the base model, the device or the data cannot be used; see `loading.Base`.
         OutOfMemory: it does not fit.
     """
-    return FineTuner(job, *adapted_model(job))
+    return Bench().load(job)
+
+
+class Bench:
+    """Where one training after the other is done on the same base model and data.
+
+    The base model is loaded once and the data tokenised once; what is true of the base alone is
+    found out once: that examples do not see one another, and its loss before the first step.
+    """
+
+    def __init__(self) -> None:
+        self._base: Base | None = None
+        self._tokens: Tokens | None = None
+        self._known: dict[object, Any] = {}
+
+    def warm(self, job: Job) -> None:
+        """Does beforehand, once, what would else be the first training's to pay for all."""
+        if self._known:
+            return
+        tuner = self.load(job)
+        with named_out_of_memory(job):
+            tuner.check()
+        tuner.validate_start()
+
+    def load(self, job: Job) -> "FineTuner":
+        """As `load`; what was loaded for the job before is used again where it fits this one."""
+        if self._base is None or not self._base.serves(job):
+            self._base = None  # before the next one: both may not fit
+            self._base, self._known = Base(job), {}
+        model = self._base.with_adapter(job)
+        if self._tokens is None or not self._tokens.serve(job):
+            self._tokens, self._known = Tokens(job, self._base), {}
+        return FineTuner(job, model, self._tokens, self._known)
+
+
+class Tokens:
+    """The data of a job in the tokens of a base model."""
+
+    def __init__(self, job: Job, base: Base) -> None:
+        self._made_for = self._wanted(job)
+        self.tokenizer = base.tokenizer
+        self.max_seq_len = _context(base.model, job.config.max_seq_len)
+        self.encoder = Encoder(self.tokenizer, self.max_seq_len)
+        self.train = self.encoder.encode(job.data.train)
+        self.validation = self.encoder.encode(job.data.validation)
+        self.groups = _groups(job.data, self.train)
+
+    def serve(self, job: Job) -> bool:
+        """Whether the job asks for the same data, in the tokens of the same base model."""
+        return self._made_for == self._wanted(job)
+
+    @staticmethod
+    def _wanted(job: Job) -> tuple[object, ...]:
+        return (job.source, job.commit, job.data.digest, job.config.max_seq_len)
 
 
 class FineTuner:
-    """A base model with a LoRA adapter, ready to be trained once."""
+    """A base model with a LoRA adapter, ready to be trained once.
 
-    def __init__(self, job: Job, model: PeftModel, tokenizer: Any) -> None:
+    `known` holds what earlier trainings on the same base and data have found out.
+    """
+
+    def __init__(
+        self, job: Job, model: PeftModel, tokens: Tokens, known: dict[object, Any]
+    ) -> None:
         self.job = job
         self.model = model
-        self.tokenizer = tokenizer
         self.loss = LabelLoss(model)
-        self.max_seq_len = _context(model, job.config.max_seq_len)
-        self.encoder = Encoder(tokenizer, self.max_seq_len)
-        self.train = self.encoder.encode(job.data.train)
-        self.validation = self.encoder.encode(job.data.validation)
+        self.tokenizer, self.encoder = tokens.tokenizer, tokens.encoder
+        self.max_seq_len = tokens.max_seq_len
+        self.train, self.validation = tokens.train, tokens.validation
         self.fits = {
             "train": Fit.of(self.train, len(job.data.train)),
             "validation": Fit.of(self.validation, len(job.data.validation)),
         }
+        self._known = known
         self._schedule = Schedule(
-            _groups(job.data, self.train),
+            tokens.groups,
             size=job.plan.examples,
             epochs=job.config.epochs,
             seed=job.config.seed,
             batching=job.plan.batching,  # type: ignore[arg-type]
         )
-        self._checked = False
         self._to_validate: list[Micro] = []
-        self._at_once = job.plan.micro_batch_tokens
+        self._at_once = _validated_at_once(job)
         self.state: Callable[[], dict[str, Any]] = dict  # of the training, once it has begun
 
     @property
@@ -164,7 +170,7 @@ class FineTuner:
         with named_out_of_memory(self.job):
             self.check()
             stepper = Stepper(self.job, self.loss, self.steps)
-            course = _Course(self, stepper, watch)
+            course = Course(self, stepper, watch)
             with stop.held():  # half of what was kept must not take its place
                 course.restore()
             self.state = course.state
@@ -188,11 +194,21 @@ class FineTuner:
         Raises:
             ModelError: see `check_examples_apart`.
         """
-        if not self._checked:
+        key = ("plain", self.job.plan.batching)
+        if key not in self._known:
             check_examples_apart(self.loss, self.train, self.job)
-        self._checked = True
+            self._known[key] = self.loss.plain
+        self.loss.plain = self._known[key]
 
-    def validate(self) -> "Validation":
+    def validate_start(self) -> Validation:
+        """The loss before the first step: the base model's own, since a fresh adapter adds zero."""
+        plan = self.job.plan
+        key = ("start", plan.batching, self._at_once, plan.micro_batch_size)
+        if key not in self._known:
+            self._known[key] = self.validate()
+        return self._known[key]  # type: ignore[no-any-return]
+
+    def validate(self) -> Validation:
         """The loss over the whole validation set, exact for every way to cut it.
 
         Sum of the completion tokens' negative log-likelihoods over their number, in nats.
@@ -256,12 +272,12 @@ class Fit:
         return cls(total=total, cut=cut, dropped=total - len(encoded))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """One pass over the validation set."""
-
-    loss: float
-    bits_per_byte: float
+def _validated_at_once(job: Job) -> int:
+    """Tokens of a micro-batch; on a CPU the same for all steps' sizes, so that trials share one."""
+    asked = job.config.micro_batch_tokens or job.plan.batching == "padded"
+    if asked or job.device.kind != "cpu":
+        return job.plan.micro_batch_tokens
+    return max(job.plan.micro_batch_tokens, CPU_TOKENS)
 
 
 def _context(model: Any, asked: int) -> int:
@@ -277,166 +293,3 @@ def _groups(data: Data, encoded: Sequence[Encoded]) -> list[int]:
     numbers: dict[str, int] = {}
     passages = [data.train[e["number"]].head + data.train[e["number"]].body for e in encoded]
     return [numbers.setdefault(passage, len(numbers)) for passage in passages]
-
-
-@dataclass
-class _Seen:
-    """What a training has seen so far; it is kept with a checkpoint."""
-
-    done: int = 0
-    validations: list[list[float]] = field(default_factory=list)  # step, loss, bits, grams
-    train_loss: float = math.nan
-    training_s: float = 0.0
-    best: dict[str, torch.Tensor] | None = None
-    ended: bool = False  # early: nothing more is gained
-
-
-class _Course:
-    """The course of one training: when it logs, validates, is kept, and ends."""
-
-    def __init__(self, tuner: FineTuner, stepper: Stepper, watch: Watch) -> None:
-        self._tuner = tuner
-        self._stepper = stepper
-        self._watch = watch
-        self._min_gain = tuner.job.config.min_gain_per_g
-        self._seen = _Seen()
-        self._resumed_s = time.perf_counter()
-
-    @property
-    def done(self) -> int:
-        """Steps that are done."""
-        return self._seen.done
-
-    def restore(self) -> None:
-        """Puts back where an earlier session was, if there was one."""
-        if kept := self._watch.kept:
-            self._stepper.restore(kept["stepper"])
-            self._seen = _Seen(**kept["seen"])
-
-    def begin(self) -> None:
-        """Validates before the first step, or where an earlier session was about to."""
-        self._tuner.model.train()
-        self._resumed_s = time.perf_counter()
-        if self._is_due():
-            self._pause(self._validate)
-
-    def goes_on(self) -> bool:
-        """True while there are steps to take, and something to gain by them."""
-        return self.done < self._tuner.steps and not self._seen.ended
-
-    def count(self) -> None:
-        """A step is done."""
-        self._seen.done += 1
-        self._report(self._measured() if self._is_logged() else {})
-
-    def look(self) -> None:
-        """Validates where it is due, and has the state kept."""
-        if self._is_due():
-            self._pause(self._validate)
-        if self._watch.due():
-            self.keep()
-
-    def keep(self) -> None:
-        """Hands on how to make the state."""
-        with stop.held():
-            self._pause(lambda: self._watch.keep(self.state))
-
-    def state(self) -> dict[str, Any]:
-        """Where it is: all that an uninterrupted training would go on with."""
-        return {
-            "step": self.done,
-            "stepper": self._stepper.state(),
-            "seen": dict(self._seen.__dict__),
-        }
-
-    def result(self) -> TrainResult:
-        """What came of it; with early stopping the best adapter is put back, and counts."""
-        seen, tuner, stepper = self._seen, self._tuner, self._stepper
-        step, loss, bits, _ = seen.validations[-1]
-        if seen.best is not None:
-            step, loss, bits, _ = min(seen.validations, key=lambda row: row[1])
-            stepper.load_weights(seen.best)
-        peak = torch.cuda.max_memory_allocated() if tuner.job.device.kind == "cuda" else 0
-        counted = from_everywhere((stepper.useful, stepper.processed))
-        return TrainResult(
-            val_loss=loss,
-            val_bits_per_byte=bits,
-            start_val_loss=seen.validations[0][1],
-            train_loss=seen.train_loss,
-            steps=seen.done,
-            adapter_step=int(step),
-            steps_planned=tuner.steps,
-            train_tokens=sum(useful for useful, _ in counted),
-            processed_tokens=sum(processed for _, processed in counted),
-            micro_batch_halvings=stepper.halvings,
-            trainable_parameters=tuner.model.num_parameters(only_trainable=True),
-            memory_peak_gib=peak / GIB,
-            memory_estimate_gib=tuner.job.plan.memory_gib,
-        )
-
-    def _is_logged(self) -> bool:
-        """Often enough for a curve; and wherever there is a validation."""
-        every = max(1, self._tuner.steps // LOGGED_POINTS)
-        return self.done == 1 or self.done % every == 0 or self._is_due()
-
-    def _is_due(self) -> bool:
-        """Validations are spread evenly; the one before the first step comes first."""
-        evals, steps = self._tuner.job.config.evals, self._tuner.steps
-        if self._seen.validations and self._seen.validations[-1][0] == self.done:
-            return False
-        return self.done == 0 or self.done * evals // steps > (self.done - 1) * evals // steps
-
-    def _pause(self, other: Callable[[], None]) -> None:
-        """Something else than training; its time is not the training's."""
-        self._seen.training_s += time.perf_counter() - self._resumed_s
-        try:
-            other()
-        finally:
-            self._resumed_s = time.perf_counter()
-
-    def _measured(self) -> dict[str, float]:
-        everywhere = from_everywhere((*self._stepper.train_loss(), self._stepper.useful))
-        summed, labels, tokens = (sum(part) for part in zip(*everywhere, strict=True))
-        self._seen.train_loss = summed / labels
-        _check_finite("loss", self._seen.train_loss, self.done)
-        seconds = self._seen.training_s + time.perf_counter() - self._resumed_s
-        return {
-            "train_loss": self._seen.train_loss,
-            "learning_rate": self._stepper.learning_rate,
-            "grad_norm": self._stepper.grad_norm,
-            "tokens_per_s": tokens / seconds,
-        }
-
-    def _validate(self) -> None:
-        with self._watch.phase("eval"):
-            validation = self._tuner.validate()
-        _check_finite("validation loss", validation.loss, self.done)
-        grams = from_everywhere(self._watch.spent_g())[0]
-        with stop.held():  # what is kept has all of a validation, or nothing of it
-            self._take(validation, grams)
-
-    def _take(self, validation: Validation, grams: float) -> None:
-        seen = self._seen
-        seen.validations.append([self.done, validation.loss, validation.bits_per_byte, grams])
-        self._report({"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte})
-        if self._min_gain:
-            losses = [row[1] for row in seen.validations]
-            if losses[-1] == min(losses):
-                seen.best = self._stepper.weights()
-            curve = [(loss, spent) for _, loss, _, spent in seen.validations]
-            seen.ended = patience.exhausted(curve, self._min_gain)
-
-    def _report(self, metrics: dict[str, float]) -> None:
-        self._watch.on_progress(
-            Progress(
-                step=self.done,
-                steps=self._tuner.steps,
-                tokens=self._stepper.useful,
-                metrics=metrics,
-            )
-        )
-
-
-def _check_finite(what: str, loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingDiverged(f"the {what} is {loss} at step {step}: a lower learning_rate helps")

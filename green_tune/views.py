@@ -21,7 +21,7 @@ from shlex import quote
 from shutil import which
 from urllib.parse import urlsplit
 
-from green_tune.tracking import FRONT, KIND, STUDY
+from green_tune.results import FRONT, KIND, STUDY
 
 LOCAL_UI = "http://127.0.0.1:5000"
 TAG = "mlflow.sharedViewState."

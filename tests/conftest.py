@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from postgres import Postgres
 
 from green_tune import job as jobs
 from green_tune import nvml
@@ -72,6 +74,20 @@ def store_uri(_migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server, for all tests of the session."""
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """An empty database of its own on that server."""
+    return postgres.new_database()
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_case_and_blanks_around_a_value_do_not_matter(text: str) -> None:
         ("use_rslora", "yes", "true nor false"),
         ("lr_scheduler", "cosin", "cosine, linear, constant"),
         ("precision", "int8", "auto, fp32, bf16, fp16"),
-        ("sampler", "cmaes", "tpe, gp, random"),
+        ("sampler", "cmaes", "green, gp, tpe, nsga2, random, grid"),
     ],
 )
 def test_a_bad_value_is_named_with_what_would_be_right(name: str, text: str, fix: str) -> None:

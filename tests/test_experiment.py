@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import heartbeat, nvml, stop, training
+from green_tune import course, heartbeat, nvml, stop, training
 from green_tune.bill import measured
 from green_tune.emissions import CrossCheck
 from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
@@ -19,7 +19,8 @@ from green_tune.footprint import PHASES, from_csv
 from green_tune.job import Job
 from green_tune.meter import Meter
 from green_tune.ranks import Rank
-from green_tune.tracking import Run, Tracker
+from green_tune.run import Run
+from green_tune.tracking import Tracker
 
 MakeJob = Callable[..., Job]
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def test_the_loss_of_a_run_that_stopped_early_is_that_of_its_adapter(
     monkeypatch.setattr(
         training.FineTuner,
         "validate",
-        lambda self: training.Validation(loss=next(given), bits_per_byte=1.0),
+        lambda self: course.Validation(loss=next(given), bits_per_byte=1.0),
     )
     job = make_job(evals=6, min_gain_per_g=1e6, quality_examples=0)
     monkeypatch.setattr("green_tune.patience.IN_A_ROW", 4)
@@ -198,12 +199,14 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
 
 # What is written by sweeps, failures, hub models, GPUs, pauses and other tasks alone.
 NOT_HERE = re.compile(
-    r"overhead/|trials|green_tune\.(study|trial|front|error|sessions)|base_model_commit|"
+    r"overhead/|trials|hypervolume|base_model_commit|"
+    r"green_tune\.(study|trial|front|error|sessions|stopped|saved_kg|reused|retry_of)|"
     r"gpu_(power|idle)|paused/|energy_f(aults|lags)|stopped_early|adapter_step|"
     r"(start_)?quality\.(exact_match|rouge)"
 )
-ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "trials.json", "front.json",
-             "front.png"}  # fmt: skip
+ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "checkpoints/step-N/",
+             "trials.json", "front.json", "repeats.json", "invoice.md", "front.png",
+             "hypervolume.png", "parallel.png", "importance.png", "timeline.png"}  # fmt: skip
 
 
 def test_a_run_leaves_files_from_which_its_figures_can_be_derived_again(

@@ -4,11 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from green_tune import report
+from green_tune import cells, points, report, summary
 from green_tune.results import RunRecord
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -68,15 +67,14 @@ def test_the_front_leaves_out_the_beaten_and_the_failed() -> None:
 
 
 def test_a_failed_run_has_no_loss_to_compare_however_far_it_came() -> None:
-    halfway = RunRecord(**{**vars(BEST), "status": "FAILED"})
+    halfway = replace(BEST, status="FAILED")
     assert report.rows([halfway])[0]["val_loss"] is None
     assert report.rows([halfway])[0]["emissions_kg"] == 0.003
-    assert not len(report.front_figure([halfway], "s").axes[0].collections[0].get_offsets())  # type: ignore[arg-type]
 
 
 def test_a_trial_that_is_running_elsewhere_has_not_failed() -> None:
-    running = RunRecord(**{**vars(FAILED), "status": "RUNNING"})
-    assert "1 trials, 0 of them failed" in report.sweep_summary([running], "s", 0)
+    running = replace(FAILED, status="RUNNING")
+    assert "1 trials, 0 of them failed" in summary.sweep_summary([running], "s")
 
 
 def test_long_names_and_many_models_still_fit_80_columns() -> None:
@@ -92,7 +90,7 @@ def test_long_names_and_many_models_still_fit_80_columns() -> None:
 
 
 def test_other_tasks_and_data_have_fronts_of_their_own() -> None:
-    other = RunRecord(**{**vars(BEATEN), "tags": {**BEATEN.tags, "data_digest": "def"}})
+    other = replace(BEATEN, tags={**BEATEN.tags, "data_digest": "def"})
     assert report.fronts([BEST, CHEAP, other]) == [BEST, CHEAP, other]
 
 
@@ -103,7 +101,7 @@ def test_across_models_bits_per_byte_decide_since_tokenizers_differ() -> None:
 
 
 def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
-    screen = report.sweep_summary(ALL, "s", 0)
+    screen = summary.sweep_summary(ALL, "s")
     assert max(len(line) for line in screen.splitlines()) <= 80
     assert len(marked(screen)) == 2
     assert "4 trials, 1 of them failed" in screen
@@ -114,20 +112,20 @@ def test_a_sweeps_screen_fits_80_columns_and_says_what_it_cost() -> None:
 
 
 def test_a_sweeps_note_holds_its_front_and_its_cost() -> None:
-    note = report.sweep_note(ALL)
+    note = summary.sweep_note(ALL)
     assert len(marked(note)) == 2
     assert note.endswith("* assumed: world average at 475 g/kWh")
-    assert "*" not in report.sweep_note([record(1, 1.0, 1.0, assumed=False)])
+    assert "*" not in summary.sweep_note([record(1, 1.0, 1.0, assumed=False)])
     assert "0.0065 kg CO2e (assumed: world average at 475 g/kWh)" in note
 
 
 def test_a_sweep_that_was_stopped_says_how_to_go_on() -> None:
-    assert "-P study=s" in report.sweep_summary(ALL, "s", 6)
+    assert "-P study=s" in summary.sweep_summary(ALL, "s", summary.to_go_on(6, "s"))
 
 
-@pytest.mark.parametrize("table", [report.trials_table, report.runs_table])
+@pytest.mark.parametrize("table", [summary.trials_table, report.runs_table])
 def test_tables_fit_80_columns_and_mark_grams_that_rest_on_an_assumption(table: object) -> None:
-    make = report.trials_table if table is report.trials_table else report.runs_table
+    make = summary.trials_table if table is summary.trials_table else report.runs_table
     assumed, known = make(ALL), make([record(1, 1.0, 1.0, assumed=False)])
     assert "g CO2e*" in assumed
     assert ("g/h*" in assumed) == (table is report.runs_table)
@@ -144,11 +142,11 @@ def test_a_wide_terminal_shows_the_hyperparameters_as_well() -> None:
 
 def test_every_screen_with_kilograms_names_its_intensity() -> None:
     known = record(1, 1.0, 1.0, assumed=False)
-    for screen in (report.sweep_summary([known], "s", 0), report.comparison([known]),
+    for screen in (summary.sweep_summary([known], "s"), report.comparison([known]),
                    report.run_summary(known)):  # fmt: skip
         assert "France at 56.039 g/kWh" in screen
         assert "assumed" not in screen
-    for screen in (report.sweep_summary([BEST], "s", 0), report.comparison([BEST]),
+    for screen in (summary.sweep_summary([BEST], "s"), report.comparison([BEST]),
                    report.run_summary(BEST)):  # fmt: skip
         assert "assumed" in screen
 
@@ -187,44 +185,44 @@ def test_totals_count_failed_runs() -> None:
 
 def test_intensities_of_many_hours_are_a_range_and_runs_without_a_figure_are_counted() -> None:
     hourly = [
-        RunRecord(**{**vars(BEST), "tags": {**BEST.tags, "intensity_g_per_kwh": grams,
-                     "intensity_zone": "FR", "intensity_assumed": "false"}})
+        replace(BEST, tags={**BEST.tags, "intensity_g_per_kwh": grams,
+                     "intensity_zone": "FR", "intensity_assumed": "false"})
         for grams in ("56.5", "31", "40")
     ]  # fmt: skip
-    assert report.intensities([*hourly, BEST]) == (
+    assert points.intensities([*hourly, BEST]) == (
         "FR at 31 to 56.5 g/kWh; assumed: world average at 475 g/kWh"
     )
     energy = {"energy_kwh": 1.0, "runtime_h": 1.0}
-    unknown = RunRecord(**{**vars(BEST), "metrics": energy, "tags": {}})
+    unknown = replace(BEST, metrics=energy, tags={})
     assert "g/kWh, without 1 runs that have no figure)" in report.cost([*hourly, unknown])
     assert report.runs_table([unknown])
 
 
 def test_flagged_runs_are_named_below_the_table_and_in_every_row() -> None:
     paused = replace(CHEAP, tags={**CHEAP.tags, "energy_flags": "paused for 6.0 s"})
-    screen = report.sweep_summary([BEST, paused], "s", 0)
+    screen = summary.sweep_summary([BEST, paused], "s")
     assert "flagged, such as paused or shared, see their energy_flags: #1\n" in screen
-    assert "energy_flags" not in report.sweep_summary(ALL, "s", 0)
+    assert "energy_flags" not in summary.sweep_summary(ALL, "s")
     assert report.rows([paused])[0]["energy_flags"] == "paused for 6.0 s"
 
 
 def test_totals_hold_what_a_sweep_spent_beside_its_trials() -> None:
     beside = {"overhead/energy_kwh": 0.013, "overhead/emissions_kg": 0.5, "overhead/runtime_h": 1.0}
-    sessions = [RunRecord(**{**vars(BEST), "metrics": beside})] * 2
+    sessions = [replace(BEST, metrics=beside)] * 2
     together = report.totals(ALL, sessions)
     assert together["energy_kwh"] == pytest.approx(3 * 0.013)
     assert together["emissions_kg"] == pytest.approx(1.0065)
     assert together["runtime_h"] == 4.0
     assert report.overhead_share(ALL, sessions) == pytest.approx(2 / 3)
-    assert "67% of its energy was spent outside of trials" in report.sweep_summary(
-        ALL, "s", 4, sessions
+    assert "67% of its energy was spent outside of trials" in summary.sweep_summary(
+        ALL, "s", overheads=sessions
     )
 
 
 def test_a_run_says_where_its_energy_went_and_how_much_it_may_have_been_at_the_wall() -> None:
     parts = {"train/energy_kwh": 0.004, "setup/energy_kwh": 0.002, "save/energy_kwh": 0.0}
     ends = {"energy_low_kwh": 0.005, "energy_high_kwh": 0.012}
-    known = RunRecord(**{**vars(BEST), "metrics": {**BEST.metrics, **parts, **ends}})
+    known = replace(BEST, metrics={**BEST.metrics, **parts, **ends})
     known = replace(known, tags={**known.tags, "energy_flags": "paused for 6.0 s; suspended"})
     screen = report.run_summary(known)
     assert "train 67%, setup 33%\n" in screen
@@ -267,17 +265,4 @@ def test_a_run_says_how_well_it_does_its_task_before_and_after(
     ("hours", "text"), [(0.0005, "1.8 s"), (0.5, "30.0 min"), (3.456, "3.46 h")]
 )
 def test_times_are_in_the_unit_that_a_reader_would_choose(hours: float, text: str) -> None:
-    assert report.duration(hours) == text
-
-
-@pytest.mark.parametrize("records", [ALL, (FAILED,), (BEST,)])
-def test_the_front_is_drawn_with_every_finished_trial(
-    records: Sequence[RunRecord], tmp_path: Path
-) -> None:
-    figure = report.front_figure(records, "s")
-    figure.savefig(tmp_path / "front.png")
-    axes = figure.axes[0]
-    finished = [r for r in records if r.status == "FINISHED"]
-    assert len(axes.collections[0].get_offsets()) == len(finished)  # type: ignore[arg-type]
-    assert len(axes.lines[0].get_xydata()) == len(report.fronts(records))  # type: ignore[arg-type]
-    assert "assumed" in axes.get_xlabel()
+    assert cells.duration(hours) == text

@@ -32,6 +32,8 @@ def test_a_result_leaves_the_losses_to_their_curves() -> None:
         steps=40,
         adapter_step=40,
         steps_planned=60,
+        ended_because="enough",
+        course=(),
         train_tokens=1000,
         processed_tokens=700,
         micro_batch_halvings=1,

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from green_tune import checkpoint, heartbeat, stop, training, worker
+from green_tune import checkpoint, course, heartbeat, stop, training, worker
 from green_tune.bill import measured
+from green_tune.course import Progress, Watch
 from green_tune.errors import Stopped, StoreError
 from green_tune.experiment import run_experiment
 from green_tune.footprint import Basis, Measurement, Segment
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.query import Query
+from green_tune.run import SESSIONS
 from green_tune.stepper import Stepper
-from green_tune.tracking import SESSIONS, Query, Tracker
-from green_tune.training import Progress, Watch
+from green_tune.tracking import Tracker
 
 MakeJob = Callable[..., Job]
 DEAD = f"{worker.this().rsplit(':', 2)[0]}:1:0"  # process 1 lives, but did not start at tick 0
@@ -143,14 +145,14 @@ def experiment(job: Job, uri: str) -> str:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real = training._Course.count
+    real = course.Course.count
 
-    def count(course: Any) -> None:
-        real(course)
-        if course.done == step:
+    def count(self: Any) -> None:
+        real(self)
+        if self.done == step:
             stop._ask(15, None)
 
-    monkeypatch.setattr(training._Course, "count", count)
+    monkeypatch.setattr(course.Course, "count", count)
 
 
 def test_a_run_that_was_stopped_goes_on_and_its_energy_is_that_of_both_sessions(
@@ -241,7 +243,7 @@ def test_a_killed_run_is_reopened_clean_and_paid_for_by_each_of_its_sessions(
     beat(run_id, 2000)  # the third is under way
     tracker = Tracker(store_uri)
     assert tracker.get(run_id).metrics["energy_kwh"] == pytest.approx(8e-3)
-    assert tracker.get(run_id).status == "KILLED"
+    assert tracker.get(run_id).status == "FAILED"
     with tracker.resumed(run_id) as run:
         record = tracker.get(run_id)
         assert record.status == "RUNNING"

@@ -17,13 +17,13 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from green_tune import attention, batches, loading, loss, probe, quality, tiny, training
+from green_tune import attention, batches, course, loading, loss, probe, quality, tiny, training
 from green_tune.batches import Micro
+from green_tune.course import Progress, Watch
 from green_tune.errors import ModelError, OutOfMemory, TrainingDiverged
 from green_tune.job import Job
 from green_tune.results import TrainResult
 from green_tune.stepper import Stepper
-from green_tune.training import Progress, Watch
 
 MakeJob = Callable[..., Job]
 
@@ -302,7 +302,7 @@ def test_stopping_early_gives_back_the_best_adapter(
     monkeypatch.setattr(
         training.FineTuner,
         "validate",
-        lambda self: training.Validation(loss=next(given), bits_per_byte=1.0),
+        lambda self: course.Validation(loss=next(given), bits_per_byte=1.0),
     )
     kept: dict[int, torch.Tensor] = {}
     grams = iter(range(100))

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from green_tune import attention, stop, tiny, training
+from green_tune.course import Progress, Watch
 from green_tune.errors import HardwareMismatch, ModelError, Stopped, TrainingDiverged
 from green_tune.hardware import Device
 from green_tune.job import Job
-from green_tune.training import Progress, Watch
 
 MakeJob = Callable[..., Job]
 SHAPE: dict[str, Any] = {

@@ -1,0 +1,112 @@
+"""What was measured before: a run of the very same config, and what earlier studies found best.
+
+Pure functions over records, and one over a job. Whatever decides a result is in the fingerprint;
+what only decides how it is reckoned (country, PUE) or kept (checkpoints) is not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from green_tune import points
+from green_tune.config import TrainConfig, read
+from green_tune.footprint import Basis
+from green_tune.job import Job
+from green_tune.results import REUSED, STUDY, Evaluation, RunRecord, to_tag
+from green_tune.space import SPECS, Space
+
+UNDECIDING = ("model", "revision", "data", "gpu", "country", "pue", "checkpoint_minutes", "resume",
+              "quality_examples", "min_gain_per_g")  # fmt: skip
+OWN = ("train", "eval", "save")  # phases that a config decides; a sweep shares the setup
+TAKEN_OVER = ("gpu_type", "device", "base_model", "data_digest", "version.", "energy_")  # tags
+TAKEN_FIGURES = ("val_loss", "val_bits_per_byte", "start_val_loss", "steps", "train_tokens",
+                 "energy_modelled_share")  # fmt: skip
+FIRST = 3  # trials that a study takes from earlier ones
+
+
+def fingerprint(job: Job, versions: Mapping[str, str]) -> str:
+    """The same for two runs that differ by chance alone: config, data, seed, device, versions."""
+    params = {k: v for k, v in job.config.to_params().items() if k not in UNDECIDING}
+    decided = {k: v for k, v in job.plan.to_params().items() if k != "plan.reasons"}
+    found = {
+        "model": job.source.name,
+        "commit": job.commit,
+        "data": job.data.digest,
+        "devices": [str(device) for device in job.devices],
+        "world": job.rank.world,
+        # By grams, the country decides when patience ends; and with it whose adapter is the best.
+        "min_gain_per_kwh": job.config.min_gain_per_g * job.intensity.g_per_kwh * job.config.pue,
+    }
+    text = json.dumps([params, decided, found, dict(versions)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def usable(records: Iterable[RunRecord]) -> RunRecord | None:
+    """The newest run whose figures can stand for a trial's: whole, trusted, and its own."""
+    found = [
+        record
+        for record in records
+        if record.status == "FINISHED"
+        and record.tags.get("energy_valid") == "true"
+        and not record.ended_early
+        and record.course
+        and {f"{phase}/energy_kwh" for phase in OWN} <= record.metrics.keys()
+        and "val_loss" in record.metrics
+        and REUSED not in record.tags
+    ]
+    return max(found, key=lambda record: record.started, default=None)
+
+
+def as_trial(record: RunRecord, basis: Basis) -> tuple[dict[str, float], str]:
+    """A run's figures as those of a trial, which has no setup and no task quality of its own.
+
+    Returns metrics, and its course as a tag; kilograms are of the sweep's own intensity.
+    """
+    figures = record.metrics
+    kwh = sum(figures[f"{phase}/energy_kwh"] for phase in OWN)
+    hours = sum(figures.get(f"{phase}/runtime_h", 0.0) for phase in OWN)
+    metrics = {name: figures[name] for name in TAKEN_FIGURES if name in figures}
+    metrics |= {"energy_kwh": kwh, "emissions_kg": basis.kg(kwh), "runtime_h": hours}
+    return metrics, to_tag(_without_start(record, basis))
+
+
+def _without_start(record: RunRecord, basis: Basis) -> list[Evaluation]:
+    """Its validations with what was spent since the first one."""
+    began = record.course[0].emissions_kg
+    total = record.metrics["emissions_kg"]
+    scale = basis.kg(record.metrics["energy_kwh"]) / total if total else 1.0
+    return [
+        replace(point, emissions_kg=max(0.0, (point.emissions_kg - began) * scale))
+        for point in record.course
+    ]
+
+
+def best_values(records: Sequence[RunRecord], space: Space) -> list[dict[str, Any]]:
+    """The configs that earlier studies found best, as far as the space holds them whole.
+
+    The greenest, the knee and the best of the newest study's front; empty without one.
+    """
+    ended = [point.record for point in points.points(records) if point.ended]
+    if not ended:
+        return []
+    newest = max(ended, key=lambda record: record.started).tags.get(STUDY)
+    front = points.ended_front([record for record in ended if record.tags.get(STUDY) == newest])
+    chosen = [points.knee(front), points.best(front), points.greenest(front)]
+    values = [values_of(point.record, space) for point in chosen if point]
+    return [one for i, one in enumerate(values) if one and one not in values[:i]][:FIRST]
+
+
+def usual(space: Space) -> dict[str, Any]:
+    """What `train` would do by default, as far as the space allows it."""
+    default = TrainConfig().__dict__
+    return {name: default[name] for name, dimension in space.items() if default[name] in dimension}
+
+
+def values_of(record: RunRecord, space: Space) -> dict[str, Any]:
+    """What a run had for each dimension of a space; empty where the space does not hold it all."""
+    if not all(name in record.params for name in space):
+        return {}
+    values = {name: read(SPECS[name], record.params[name]) for name in space}
+    return values if all(values[name] in space[name] for name in space) else {}  # type: ignore[operator]

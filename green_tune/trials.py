@@ -1,0 +1,162 @@
+"""One trial of a study as a nested, measured run; or an earlier run of the same config instead.
+
+It joins the trial with its run in the store: what was reused, what was cut off before, who ended
+it and what it came to. Which trial is next, `study` knows; how one is trained, `experiment`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from copy import copy
+from types import MappingProxyType
+
+from green_tune import earlier
+from green_tune.bill import measured
+from green_tune.dominance import Bound
+from green_tune.experiment import Judge, fingerprint, run_experiment
+from green_tune.job import Job
+from green_tune.ledger import Ledger
+from green_tune.meter import Meter
+from green_tune.query import Query
+from green_tune.referee import Referee
+from green_tune.results import (
+    EVALUATIONS,
+    RETRY_OF,
+    REUSED,
+    SAVED_KG,
+    STUDY,
+    TRIAL,
+    RunRecord,
+)
+from green_tune.run import Run
+from green_tune.study import Outcome, Study, Trial
+from green_tune.tracking import NOTE, Tracker
+from green_tune.training import Bench
+
+log = logging.getLogger(__name__)
+
+
+class Trials:
+    """Runs the trials of one study in this process, one after the other."""
+
+    def __init__(  # noqa: PLR0913 - what a trial needs, each by its name
+        self,
+        *,
+        study: Study,
+        name: str,
+        tracker: Tracker,
+        parent: Run,
+        bench: Bench,
+        meter: Meter,
+        ledger: Ledger,
+        bound: Bound | None,
+        reuse: bool,
+        show: Callable[[RunRecord], None],
+    ) -> None:
+        self._study = study
+        self._name = name
+        self._tracker = tracker
+        self._parent = parent
+        self._meter = meter
+        self._ledger = ledger
+        self._bound = bound
+        self._reuse = reuse
+        self._show = show
+        self._kind = "trial"
+        self._bench = bench
+
+    def repeating(self, study: Study) -> "Trials":
+        """For the trials that are run again on other seeds, in a study of their own."""
+        twin = copy(self)
+        twin._study, twin._kind, twin._bound = study, "repeat", None
+        return twin
+
+    def run(self, job: Job, trial: Trial) -> Outcome:
+        """Measures a trial, or takes over what was measured of the same config.
+
+        Raises:
+            RunFailed: it diverged, did not fit, or could not be measured.
+        """
+        same = self._same(job)
+        run_id = self._taken_over(job, trial, same) if same else self._measured(job, trial)
+        record = self._tracker.get(run_id)
+        self._show(record)
+        self._ledger.look()
+        return self._outcome(record)
+
+    def settle(self, run_id: str) -> Outcome | None:
+        """What a trial had come to whose worker died; its run is closed, with what it spent."""
+        record = self._tracker.bury(run_id)
+        done = record and record.status == "FINISHED" and "val_loss" in record.metrics
+        trusted = record and record.tags.get("energy_valid") == "true"
+        return self._outcome(record) if record and done and trusted else None
+
+    def others(self) -> list[RunRecord]:
+        """The study's trials as they stand in the store."""
+        return self._tracker.find(Query(study=self._name, kinds=(self._kind,)))
+
+    def _measured(self, job: Job, trial: Trial) -> str:
+        with self._meter.phase("setup"):  # of the sweep: all trials share it
+            self._bench.warm(job)
+        referee = Referee(self.others(), self._bound, self._over)
+        with (
+            self._run(trial) as run,
+            self._meter.account(),
+            measured(job, run, self._meter) as bill,
+        ):
+            self._study.note(trial, run.id)
+            judge = Judge(ends=referee.ends, keeps=referee.keeps)
+            run_experiment(job, run, bill, bench=self._bench, judge=judge)
+            if referee.verdict:
+                run.set_tags({SAVED_KG: f"{referee.verdict.saved_kg:.6g}"})
+        return run.id
+
+    def _run(
+        self, trial: Trial, more: Mapping[str, str] = MappingProxyType({})
+    ) -> AbstractContextManager[Run]:
+        number, title = self._titled(trial)
+        tags = {STUDY: self._name, TRIAL: number} | dict(more)
+        if trial.retry_of:
+            tags |= {RETRY_OF: trial.retry_of, NOTE: f"tries run {trial.retry_of} again"}
+        return self._tracker.run(self._kind, title, tags=tags, parent=self._parent)
+
+    def _titled(self, trial: Trial) -> tuple[str, str]:
+        """The number of the trial that a run is of, and its name."""
+        if self._kind == "trial":
+            return str(trial.number), f"#{trial.number} {self._name}"
+        number = str(trial.values["trial"])
+        return number, f"#{number} seed {trial.values['seed']} {self._name}"
+
+    def _over(self, validations: int) -> str:
+        """Why the trial under way must end; one more validation will still have to be paid."""
+        return self._ledger.over(self._meter.phase_kg("eval") / max(1, validations))
+
+    def _same(self, job: Job) -> RunRecord | None:
+        if not self._reuse:
+            return None
+        query = Query(fingerprint=fingerprint(job))
+        return earlier.usable(self._tracker.find(query))
+
+    def _taken_over(self, job: Job, trial: Trial, same: RunRecord) -> str:
+        """A run with the figures of an earlier one, which cost nothing now."""
+        metrics, course = earlier.as_trial(same, self._meter.basis)
+        note = f"taken over from run {same.run_id}, which was the same config; its adapter is there"
+        more = {REUSED: same.run_id, EVALUATIONS: course, NOTE: note}
+        kept = {k: v for k, v in same.tags.items() if k.startswith(earlier.TAKEN_OVER)}
+        with self._run(trial, kept | job.intensity.to_tags() | more) as run:
+            self._study.note(trial, run.id)
+            run.log_params(job.config.to_params() | job.plan.to_params())
+            run.log_metrics(metrics)
+        return run.id
+
+    def _outcome(self, record: RunRecord) -> Outcome:
+        """Objectives as they are; what was ended early is imputed for the sampler."""
+        imputed = None
+        if record.ended_early:
+            others = [other for other in self.others() if other.run_id != record.run_id]
+            imputed = Referee(others, None, lambda validations: "").imputed(record.course)
+        return Outcome(
+            val_loss=record.metrics["val_loss"],
+            emissions_kg=record.metrics["emissions_kg"],
+            imputed=imputed,
+        )
