@@ -27,7 +27,7 @@ import optuna
 
 from benchmarks.record import facts, say, table, write
 from benchmarks.surrogate import Problem, World
-from green_tune import dominance, job, samplers
+from green_tune import dominance, encoding, job, samplers
 from green_tune.config import TrainConfig
 from green_tune.results import Course, Evaluation
 from green_tune.samplers import Green
@@ -57,7 +57,7 @@ class Method:
         if self.sampler == DEFAULT:
             return _defaults(seed), _as_people_write_it
         sampler = samplers.make(self.sampler, SPACE, seed=seed, start=self.start, green=self.green)
-        return sampler, partial(samplers.suggest, space=SPACE)
+        return sampler, partial(encoding.suggest, space=SPACE)
 
 
 METHODS = {
@@ -143,10 +143,11 @@ def run(
         values = suggest(trial)
         cpu_s = time.process_time() - begin
         one = _train(world, values, dice, done, ends, cpu_s)
+        ended = (one.course[-1].val_loss, one.course[-1].emissions_kg)
         if one.stopped and told == "imputed":
             finished = [other.course for other in done if not other.stopped]
-            trial.set_user_attr(samplers.IMPUTED, dominance.imputed(one.course, finished))
-        study.tell(trial, [one.course[-1].val_loss, one.course[-1].emissions_kg])
+            ended = dominance.imputed(one.course, finished)
+        study.tell(trial, ended)
         done.append(one)
     return done
 

@@ -94,14 +94,19 @@ def _study(
         link = views.study_link(tracker.uri, parent.experiment_id, name)
         return views.where(tracker.uri, link)
 
+    before = study.parent_run
+    opened = tracker.session(
+        f"worker of {name}",
+        name,
+        before,
+        asked,
+        study.others,
+        lambda run_id: study.adopt(run_id, before),
+    )
     with (
-        tracker.session(f"worker of {name}", name, study.parent_run, asked, study.others) as (
-            parent,
-            session,
-        ),
+        opened as (parent, session),
         overhead(session, meter, summarise),  # what was found and spent, however it ends
     ):
-        study.parent_run = parent.id
         from green_tune import sweep as sweeps
         from green_tune.experiment import describe  # torch, with the run open
         from green_tune.training import Bench
@@ -132,7 +137,8 @@ def _study(
             if config.repeats > 1 and not (ended or study.others()):
                 ended = _repeated(job, space, config, study, trials, ledger)
     if not report.fronts(tracker.find(mine)):
-        raise RunFailed(ended or f"no trial of {name} finished; each one's reason is in its run")
+        reason = "each one's reason is in its run" if ended == "" else ended
+        raise RunFailed(f"no trial of {name} finished: {reason}")
 
 
 def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker") -> "Study":
@@ -189,8 +195,6 @@ def _repeated(
         f"{study.name}/repeats",
         repeats.SPACE,
         identity={"study": study.name},
-        sampler="random",
-        seed=0,
     )
     runner = trials.repeating(again)
 
@@ -216,7 +220,7 @@ def _leave(
     varied: "Sequence[str]",
 ) -> None:
     """Leaves in the study's own run what it has found: totals, tables, figures and the invoice."""
-    from green_tune import importance, invoice, pictures, points, report, summary
+    from green_tune import importance, invoice, panels, pictures, points, report, summary
 
     parent.log_metrics(report.totals([*records, *repeated], overheads))
     for number, gained in enumerate(points.gained(records), start=1):
@@ -229,7 +233,7 @@ def _leave(
             step=number,
         )
     parent.set_tags({"mlflow.note.content": summary.sweep_note(records, overheads, repeated)})
-    parent.log_text(invoice.markdown(records, overheads, study=study), "invoice.md")
+    parent.log_text(invoice.markdown([*records, *repeated], overheads, study=study), "invoice.md")
     parent.log_table(report.rows(records), "trials.json")
     parent.log_table(report.rows(report.fronts(records)), "front.json")
     if repeated:
@@ -238,9 +242,9 @@ def _leave(
     figures = {
         "front": pictures.front_figure(records, study),
         "hypervolume": pictures.hypervolume_figure(records, study),
-        "parallel": pictures.parallel_figure(records, study),
+        "parallel": panels.parallel_figure(records, study),
         "importance": pictures.importance_figure(found, study, importance.remark(records)),
-        "timeline": pictures.timeline_figure(records, study),
+        "timeline": panels.timeline_figure(records, study),
     }
     for name, figure in figures.items():
         if figure:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from green_tune import points
@@ -32,6 +33,7 @@ def fingerprint(job: Job, versions: Mapping[str, str]) -> str:
     decided = {k: v for k, v in job.plan.to_params().items() if k != "plan.reasons"}
     found = {
         "model": job.source.name,
+        "files": _files(job) if job.source.kind == "folder" else "",
         "commit": job.commit,
         "data": job.data.digest,
         "devices": [str(device) for device in job.devices],
@@ -41,6 +43,12 @@ def fingerprint(job: Job, versions: Mapping[str, str]) -> str:
     }
     text = json.dumps([params, decided, found, dict(versions)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _files(job: Job) -> list[tuple[str, int, int]]:
+    """A folder's files as they are now: its name says little about the weights in it."""
+    files = sorted(path for path in Path(job.source.place).iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def usable(records: Iterable[RunRecord]) -> RunRecord | None:

@@ -28,6 +28,7 @@ KG_TO_G = 1000.0
 LIMITS = ("emissions_budget_kg", "energy_budget_kwh", "timeout_h")  # how a budget's reason begins
 ENOUGH = 0.95  # of the best loss's gain: a cheaper trial with as much is worth a sentence
 WORTH = 0.8  # of the best loss's emissions, less than that, for the same sentence
+MEASURED_KINDS = ("trial", "repeat")
 LAST = 5  # trials that are compared with all before, of which there are at least as many
 SMALLEST = 0.05  # %, what is less is written as such
 
@@ -40,6 +41,13 @@ def invoice(records: Records, overheads: Records = (), *, study: str) -> list[st
     Trials that were taken over from earlier runs cost nothing now, and are in no sum but their
     own. Grams are of CO2e; the first sentence says what intensity they rest on.
     """
+    runs = [record for record in records if record.kind in MEASURED_KINDS]
+    lines = (_spent(runs, overheads, study), *findings(records), _sweep_itself(runs, overheads))
+    return [line for line in lines if line]
+
+
+def findings(records: Records) -> list[str]:
+    """What the trials bought and what was saved: the sentences between the sums."""
     trials = [record for record in records if record.kind == "trial"]
     made: Sequence[Callable[[Records], str]] = (
         _bought_cheaply,
@@ -52,8 +60,7 @@ def invoice(records: Records, overheads: Records = (), *, study: str) -> list[st
         _cut_off,
         _unfinished,
     )
-    lines = (_spent(trials, overheads, study), *(make(trials) for make in made))
-    return [line for line in (*lines, _sweep_itself(trials, overheads)) if line]
+    return [line for make in made if (line := make(trials))]
 
 
 def markdown(records: Records, overheads: Records = (), *, study: str) -> str:
@@ -72,7 +79,10 @@ def _spent(trials: Records, overheads: Records, study: str) -> str:
     kg = sum(paid) + sum(r.metrics.get(f"{OVERHEAD}emissions_kg", 0.0) for r in overheads)
     what = "assumed intensity" if is_assumed(trials) else "intensity"
     source = intensities(trials).replace("assumed: ", "")
-    return f"study {study} spent {_mass(kg)} CO2e in {_trials(len(paid))} ({what}: {source})"
+    repeats = sum(record.kind == "repeat" for record in trials)
+    more = f" and {repeats} repeats" if repeats else ""
+    count = _trials(len(paid) - repeats)
+    return f"study {study} spent {_mass(kg)} CO2e in {count}{more} ({what}: {source})"
 
 
 def _bought_cheaply(trials: Records) -> str:

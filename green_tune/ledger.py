@@ -17,6 +17,8 @@ from green_tune.footprint import OVERHEAD, SECONDS_PER_HOUR
 from green_tune.meter import Meter
 from green_tune.results import REUSED, SESSION_KINDS, WORKER, RunRecord
 
+READ_S = 0.2  # between looks at the meter, where there is a budget to keep to
+
 Records = Sequence[RunRecord]
 
 
@@ -34,6 +36,7 @@ class Ledger:
         self._meter = meter
         self._find = find
         self._began_s = time.monotonic()
+        self._read_s = self._began_s
         self._elsewhere = ZERO
         self._price = Price()
 
@@ -62,6 +65,11 @@ class Ledger:
 
     def over(self, reserved_kg: float = 0.0) -> str:
         """Why a trial under way must end now; `reserved_kg` is what its end still takes."""
+        if self._budget == Budget():
+            return ""
+        if time.monotonic() - self._read_s > READ_S:  # the meter's own second is a long time
+            self._meter.read()
+            self._read_s = time.monotonic()
         return self._budget.over(self.spent(), Amount(emissions_kg=reserved_kg))
 
     def _spent_by(self, record: RunRecord) -> Amount:
@@ -81,7 +89,7 @@ def _amount(record: RunRecord, prefix: str = "") -> Amount:
 
 
 def _is_sample(record: RunRecord) -> bool:
-    """A trial that trained, and was measured here: with others' setups it would cost more."""
+    """A trial that trained and was measured; one that was taken over tells a price as well."""
     measured = "energy_kwh" in record.metrics and bool(record.course)
     return measured and record.status == "FINISHED" and record.course[-1].progress > 0
 

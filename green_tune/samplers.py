@@ -2,7 +2,8 @@
 
 Every proposal is made by a fresh sampler of Optuna with a seed of its own, so that a resumed sweep
 goes on as if it had not stopped, and no worker repeats another. It knows hyperparameters and the
-two objectives, (val_loss, emissions_kg); what a trial is and when one is needed knows `sweep`.
+two objectives, (val_loss, emissions_kg); how values look to Optuna knows `encoding`, what a trial
+is and when one is needed `study`.
 
     green   expected gain of hypervolume for each kilogram, after a cheap start; see `_GreenGP`
     gp      Optuna's Gaussian process
@@ -19,7 +20,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,19 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from green_tune.config import to_text
-from green_tune.space import Dimension
-from green_tune.space import Space as Space
+from green_tune.encoding import (
+    Distribution,
+    Distributions,
+    Params,
+    at,
+    distributions,
+    grid_values,
+    lower_half,
+    name_of,
+)
+from green_tune.space import Space
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +49,8 @@ IMPUTED = "imputed"  # a trial's user attribute: [val_loss, emissions_kg] at its
 EPOCHS = "epochs"
 START = 6  # trials; none from 3 to 10 was clearly better in benchmarks/sampling.py
 POPULATION = 6  # of NSGA-II; Optuna's default of 50 makes a sweep of 40 a random search
-GRID_INTEGERS = 5  # so many whole numbers are all taken into a grid
 PROPOSALS, ATTEMPTS = 2, 50  # where a point was tried before; after the proposals, chance decides
 
-Params = dict[str, Any]
-Distribution = Any  # a BaseDistribution, whose kinds share no bounds
-Distributions = dict[str, Distribution]
 Model = Callable[[optuna.Study, FrozenTrial, Distributions, int], Params]
 
 
@@ -59,34 +63,6 @@ class Green:
     clip_quantile: float = 0.75  # of the losses: a diverged trial must not set the scale
     preliminary_samples: int = 512
     local_searches: int = 4
-
-
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """The hyperparameters of a trial, by their names."""
-    return decode({name: _ask(trial, name, d) for name, d in distributions(space).items()}, space)
-
-
-def distributions(space: Space) -> Distributions:
-    """The space as Optuna sees it: what has an order is a number, sizes are exponents of two."""
-    return {_name(dimension): _distribution(dimension) for dimension in space.values()}
-
-
-def encode(values: Mapping[str, Any], space: Space) -> Params:
-    """Hyperparameters as Optuna's params; left out is what the space does not hold."""
-    return {
-        _name(dimension): _encoded(dimension, values[name])
-        for name, dimension in space.items()
-        if name in values and _holds(dimension, values[name])
-    }
-
-
-def decode(params: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """The hyperparameters behind those of Optuna's params that belong to the space."""
-    return {
-        name: _decoded(dimension, params[_name(dimension)])
-        for name, dimension in space.items()
-        if _name(dimension) in params
-    }
 
 
 def make(
@@ -105,7 +81,7 @@ def make(
         "gp": lambda: _after(start, partial(gp, n_startup_trials=start)),
         "tpe": lambda: _after(start, partial(tpe, multivariate=True, n_startup_trials=start)),
         "nsga2": lambda: _after(0, nsga2),  # its first generation is spread evenly
-        "random": lambda: lambda study, trial, varied, seed: _at(varied, _unit(varied, seed)),
+        "random": lambda: lambda study, trial, varied, seed: at(varied, _unit(varied, seed)),
         "grid": lambda: _Grid(space, seed),
     }
     cheap = name == "green" and green.cheap_start
@@ -114,7 +90,7 @@ def make(
 
 def grid_size(space: Space) -> int:
     """How many points `grid` has."""
-    return math.prod(len(_grid_values(d)) for d in distributions(space).values())
+    return math.prod(len(grid_values(d)) for d in distributions(space).values())
 
 
 class _Sampler(optuna.samplers.BaseSampler):
@@ -123,8 +99,8 @@ class _Sampler(optuna.samplers.BaseSampler):
     def __init__(self, space: Space, seed: int, model: Model, *, cheap: bool) -> None:
         self._varied = {n: d for n, d in distributions(space).items() if not d.single()}
         self._start = dict(self._varied)
-        if cheap and EPOCHS in space and (name := _name(space[EPOCHS])) in self._varied:
-            self._start[name] = _lower_half(self._varied[name])
+        if cheap and EPOCHS in space and (name := name_of(space[EPOCHS])) in self._varied:
+            self._start[name] = lower_half(self._varied[name])
         self._seed = seed
         self._model = model
 
@@ -143,7 +119,7 @@ class _Sampler(optuna.samplers.BaseSampler):
             if attempt < PROPOSALS:
                 params = self._propose(study, trial, seed)
             else:
-                params = _at(search_space, _unit(search_space, seed))
+                params = at(search_space, _unit(search_space, seed))
             if not _is_among(tried, params):
                 break
         return params
@@ -159,8 +135,8 @@ class _Sampler(optuna.samplers.BaseSampler):
         """The model's point, with chance for what it left out; or one of an even spread."""
         proposed = self._model(study, trial, self._varied, seed)
         if proposed:
-            return _at(self._varied, _unit(self._varied, seed)) | proposed
-        return _at(self._start, _spread(len(self._start), self._seed, trial.number))
+            return at(self._varied, _unit(self._varied, seed)) | proposed
+        return at(self._start, _spread(len(self._start), self._seed, trial.number))
 
 
 class _Grid:
@@ -168,7 +144,7 @@ class _Grid:
 
     def __init__(self, space: Space, seed: int) -> None:
         varied = {n: d for n, d in distributions(space).items() if not d.single()}
-        values = [_grid_values(distribution) for distribution in varied.values()]
+        values = [grid_values(distribution) for distribution in varied.values()]
         self._points = [dict(zip(varied, p, strict=True)) for p in itertools.product(*values)]
         random.Random(_derived(seed, "grid")).shuffle(self._points)
 
@@ -299,102 +275,6 @@ def _spread(dimensions: int, seed: int, number: int) -> Sequence[float]:
 def _unit(varied: Distributions, seed: int) -> Sequence[float]:
     """A random point of the unit cube."""
     return list(np.random.default_rng(seed).random(len(varied)))
-
-
-def _at(varied: Distributions, unit: Sequence[float]) -> Params:
-    """The params at a point of the unit cube."""
-    return {n: _scaled(d, u) for (n, d), u in zip(varied.items(), unit, strict=True)}
-
-
-def _scaled(distribution: Distribution, unit: float) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[int(unit * len(distribution.choices))]
-    low, high = distribution.low, distribution.high
-    if isinstance(distribution, IntDistribution):
-        return low + int(unit * (high - low + 1))
-    if distribution.log:
-        return min(high, low * float(high / low) ** float(unit))
-    return low + float(unit) * (high - low)
-
-
-def _grid_values(distribution: Distribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    low, high = distribution.low, distribution.high
-    if isinstance(distribution, IntDistribution):
-        few = high - low < GRID_INTEGERS
-        return list(range(low, high + 1)) if few else [low, (low + high) // 2, high]
-    middle = math.sqrt(low * high) if distribution.log else (low + high) / 2
-    return sorted({low, middle, high})
-
-
-def _lower_half(distribution: Distribution) -> Distribution:
-    if not isinstance(distribution, IntDistribution):
-        return distribution
-    low, high = distribution.low, distribution.high
-    return IntDistribution(low, low + (high - low) // 2)
-
-
-def _name(dimension: Dimension) -> str:
-    """In the study; choices are part of it, as their positions mean nothing among others."""
-    if dimension.scale == "powers of two":
-        return f"log2_{dimension.name}"
-    if _is_ordered_choice(dimension):
-        return f"{dimension.name}_of_{'_'.join(map(to_text, sorted(dimension.values)))}"
-    return dimension.name
-
-
-def _distribution(dimension: Dimension) -> Distribution:
-    low, high = dimension.low, dimension.high
-    if dimension.scale == "powers of two":
-        return IntDistribution(_exponent(low), _exponent(high))
-    if _is_ordered_choice(dimension):
-        return IntDistribution(0, len(dimension.values) - 1)
-    if dimension.scale == "choice":
-        return CategoricalDistribution(dimension.values)
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high)
-    return FloatDistribution(low, high, log=dimension.scale == "log")
-
-
-def _ask(trial: optuna.Trial, name: str, distribution: Distribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    low, high = distribution.low, distribution.high
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, low, high)
-    return trial.suggest_float(name, low, high, log=distribution.log)
-
-
-def _holds(dimension: Dimension, value: Any) -> bool:
-    if value not in dimension:
-        return False
-    if dimension.scale == "powers of two":
-        return bool(value == 2 ** _exponent(value))
-    return not isinstance(_distribution(dimension), IntDistribution) or (
-        _is_ordered_choice(dimension) or value == int(value)
-    )
-
-
-def _encoded(dimension: Dimension, value: Any) -> Any:
-    if dimension.scale == "powers of two":
-        return _exponent(value)
-    return sorted(dimension.values).index(value) if _is_ordered_choice(dimension) else value
-
-
-def _decoded(dimension: Dimension, param: Any) -> Any:
-    if dimension.scale == "powers of two":
-        return 2**param
-    return sorted(dimension.values)[param] if _is_ordered_choice(dimension) else param
-
-
-def _is_ordered_choice(dimension: Dimension) -> bool:
-    numbers = all(isinstance(value, int | float) for value in dimension.values)
-    return dimension.scale == "choice" and numbers
-
-
-def _exponent(size: float) -> int:
-    return int(size).bit_length() - 1
 
 
 @contextmanager

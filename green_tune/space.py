@@ -33,6 +33,8 @@ class Dimension:
     def __contains__(self, value: Number) -> bool:
         if self.scale == "choice":
             return value in self.values
+        if self.scale == "powers of two" and int(value).bit_count() != 1:
+            return False
         return self.low <= value <= self.high
 
     @property

@@ -1,9 +1,10 @@
 """The door to the study's database: many workers in one SQLite file, PostgreSQL or MySQL.
 
 It owns how the database is opened, who may change its tables, and which trials have lost their
-worker. It does not know what a trial does, nor what becomes of a lost one. SQLite is for the
-workers of one machine: its locks are not reliable on a network file system. The tests run SQLite
-and PostgreSQL; for MySQL the same is done as its manual has it, and nobody has run it yet.
+worker. It does not know what a trial does, nor what becomes of a lost one; what an address means
+and what a driver's errors say is `databases`. SQLite is for the workers of one machine: its locks
+are not reliable on a network file system. The tests run SQLite and PostgreSQL; for MySQL the same
+is done as its manual has it, and nobody has run it yet.
 
 Optuna's own heartbeats stay off. They work in `Study.optimize` only, `ask` warns of them, and one
 database error ends them; their retry copies what belongs to the first attempt. Ours use its table.
@@ -18,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
@@ -26,11 +26,11 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL, Connection, Engine, event, func, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from green_tune import store
+from green_tune import databases, store
 from green_tune.clock import Clock
+from green_tune.databases import SETTING
 from green_tune.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -40,19 +40,7 @@ LEASE_S = 60.0  # since the last heartbeat: a database may be away for most of i
 TICK_S = 1.0  # how late a heartbeat may be after an outage or a suspension of the machine
 STOP_S = 1.0  # the longest that the end of a lease waits for a heartbeat on its way
 LOCK_POLL_S = 0.1  # asking again keeps a wait open to signals, which a blocking query does not
-BUSY_S = 60.0  # how long SQLite waits for another worker's transaction
-RECYCLE_S = 1800  # before firewalls and servers drop idle connections, often after an hour
 
-SETTING = "GREEN_TUNE_STUDY_STORAGE"
-SCHEMES = "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE or mysql://..."
-# A vanished machine is noticed within a minute, by either side; by default that takes hours.
-LIBPQ = {
-    "connect_timeout": 10,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
-}
 # Heartbeats have no time zone: with a session's own, summer time would end every lease at once.
 SESSION = {
     "postgresql": "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 30; "
@@ -63,19 +51,6 @@ TRY_LOCK = {
     "postgresql": "SELECT pg_try_advisory_lock(CAST(:key AS bigint))",
     "mysql": "SELECT GET_LOCK(CAST(:key AS CHAR), 0)",
 }
-FIXES = {  # what to do, by a part of a driver's message
-    "password": f"correct the user or the password in {SETTING}",
-    "Access denied": f"correct the user or the password in {SETTING}",
-    "not a database": f"move the file away, or name another one in {SETTING}",
-    "readonly": "make the file and its folder writable",
-    "locked": "another program holds it: end that one, or try again",
-    "does not exist": f"create it, or correct {SETTING}",
-    "permission denied": "grant the user the right to create tables there",
-    "refused": f"start the server, or correct {SETTING}",
-}
-NETWORKED = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "ceph", "gpfs", "beegfs", "fuse.sshfs",
-             "fuse.gluster", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "glusterfs")  # fmt: skip
-MOUNTS = Path("/proc/mounts")
 
 _here = threading.local()  # the locks that this thread holds
 
@@ -90,12 +65,12 @@ def open_storage(url: str) -> RDBStorage:
     Raises:
         StoreError: the database cannot be reached or used, or its tables are of another version.
     """
-    where = _address(url)
-    with locked(url), _explained(where):
+    where = databases.parse(url)
+    with locked(url), databases.explained(where):
         _check_ours(where)
         storage = RDBStorage(
-            _literal(where),
-            engine_kwargs=_engine_options(where),
+            databases.literal(where),
+            engine_kwargs=databases.engine_options(where),
             skip_compatibility_check=True,  # it would deadlock with itself after the hooks below
         )
         _check_version(storage, where)
@@ -114,7 +89,7 @@ def locked(url: str) -> Iterator[None]:
     Raises:
         StoreError: the database cannot be reached.
     """
-    where = _address(url)
+    where = databases.parse(url)
     held: set[str] = vars(_here).setdefault("held", set())
     if url in held:
         yield
@@ -163,7 +138,7 @@ class Lease:
             self._storage.record_heartbeat(self._trial_id)
         except Exception as error:  # a trial must not end because its database is away
             if not self._failed:
-                reason = _reason(error, self._storage.engine.url)
+                reason = databases.reason_of(error, self._storage.engine.url)
                 log.warning("the study's storage takes no heartbeat, trying on: %s", reason)
             self._failed = True
         else:
@@ -200,61 +175,15 @@ def _rdb(source: optuna.Study | RDBStorage) -> RDBStorage:
     return backend
 
 
-def _address(url: str) -> URL:
-    """The parts of `url`. What is wrong with it may hold a part of a password, so it is not said.
-
-    A second @ would make the rest of a password the name of a host, which drivers repeat.
-    """
-    try:
-        where = sqlalchemy.make_url(url)
-    except (ArgumentError, ValueError):
-        raise StoreError(f"{SETTING} is no database's address; give {SCHEMES}") from None
-    kind = where.get_backend_name()
-    if kind != "sqlite" and kind not in TRY_LOCK:
-        raise StoreError(f"a study cannot be kept in {kind}; give {SETTING} as {SCHEMES}")
-    if kind == "sqlite" and where.database in (None, "", ":memory:"):
-        raise StoreError(f"{SETTING} names no file; give {SCHEMES}")
-    if kind != "sqlite" and url.count("@") > 1:
-        raise StoreError(
-            f"the address in {SETTING} has more than one @; write those of the password as %40"
-        )
-    # SQLAlchemy 2.1 takes another driver by default than 2.0; ours is installed with the package.
-    return (
-        where.set(drivername="postgresql+psycopg2") if where.drivername == "postgresql" else where
-    )
-
-
-def _literal(where: URL) -> str:
-    """As Optuna wants it, which formats it."""
-    return where.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-
-
-def _engine_options(where: URL) -> dict[str, Any]:
-    if where.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_S}}
-    return {
-        "connect_args": _connect_args(where),
-        "pool_pre_ping": True,
-        "pool_recycle": RECYCLE_S,
-    }
-
-
-def _connect_args(where: URL) -> dict[str, Any]:
-    """LIBPQ for the drivers that stand on it; what the address says itself is left."""
-    if where.drivername not in ("postgresql+psycopg2", "postgresql+psycopg"):
-        return {}
-    return {name: value for name, value in LIBPQ.items() if name not in where.query}
-
-
 def _check_ours(where: URL) -> None:
     """Before a table is made: MLflow, too, keeps its version in `alembic_version`."""
-    settings = _engine_options(where)["connect_args"]
+    settings = databases.engine_options(where)["connect_args"]
     engine = sqlalchemy.create_engine(where, poolclass=NullPool, connect_args=settings)
     with engine.connect() as connection:
         tables = sqlalchemy.inspect(connection).get_table_names()
     if "alembic_version" in tables and "version_info" not in tables:
         raise StoreError(
-            f"{_name(where)} holds another program's tables, perhaps MLflow's; "
+            f"{databases.shown(where)} holds another program's tables, perhaps MLflow's; "
             f"give the study a database of its own in {SETTING}"
         )
 
@@ -265,7 +194,8 @@ def _check_version(storage: RDBStorage, where: URL) -> None:
         return
     with storage.engine.connect() as connection:
         made_by = connection.scalar(sqlalchemy.select(models.VersionInfoModel.library_version))
-    here = f"{_name(where)} was made by optuna {made_by} and optuna {optuna.__version__} is here"
+    shown = databases.shown(where)
+    here = f"{shown} was made by optuna {made_by} and optuna {optuna.__version__} is here"
     if current in storage.get_all_versions():
         raise StoreError(
             f'{here}; run: optuna storage upgrade --storage "${SETTING}", or use another database'
@@ -276,7 +206,7 @@ def _check_version(storage: RDBStorage, where: URL) -> None:
 def _set_up(engine: Engine, where: URL) -> None:
     """What every connection is given from now on; those that are open are closed for it."""
     if where.get_backend_name() == "sqlite":
-        _warn_of_network(Path(str(where.database)).resolve().parent)
+        databases.warn_of_network(Path(str(where.database)).resolve().parent)
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         event.listen(engine, "connect", _leave_transactions_to_us)
@@ -318,10 +248,10 @@ def _server_lock(where: URL) -> Iterator[None]:
     # MySQL's locks are of the whole server, PostgreSQL's of one database.
     digest = hashlib.sha256(f"green-tune {where.database}".encode()).digest()
     key = int.from_bytes(digest[:8], signed=True)
-    with _explained(where):
+    with databases.explained(where):
         connection = _lock_engine(where).connect()
     try:
-        with _explained(where):
+        with databases.explained(where):
             while not connection.scalar(text(TRY_LOCK[where.get_backend_name()]), {"key": key}):
                 time.sleep(LOCK_POLL_S)
         yield
@@ -335,75 +265,7 @@ def _lock_engine(where: URL) -> Engine:
         poolclass=NullPool,
         pool_reset_on_return=None,  # nothing to take back, and the server may be gone
         isolation_level="AUTOCOMMIT",
-        connect_args=_connect_args(where),
+        connect_args=databases.connect_args(where),
     )
     event.listen(engine, "connect", _set_session(where))
     return engine
-
-
-@contextmanager
-def _explained(where: URL) -> Iterator[None]:
-    """Turns what a user can cause into one line, without the chain that a password may be in."""
-    try:
-        yield
-    except NoSuchModuleError:
-        raise StoreError(f"{where.drivername} is unknown; give {SETTING} as {SCHEMES}") from None
-    except ImportError as error:
-        package = error.name or getattr(error.__cause__, "name", None) or where.drivername
-        raise StoreError(
-            f"{where.drivername} needs the Python package {package}, which is not there; install it"
-        ) from None
-    except (
-        SQLAlchemyError,
-        optuna.exceptions.OptunaError,
-        OSError,
-        TypeError,  # an unknown setting in the address
-    ) as error:
-        reason = _reason(error, where)
-        known = (fix for part, fix in FIXES.items() if part in reason)
-        fix = next(known, f"correct {SETTING}, or unset it to keep to a file in this folder")
-        raise StoreError(f"{_name(where)} cannot be used: {reason}; {fix}") from None
-
-
-def _reason(error: BaseException, where: URL) -> str:
-    """The first line of the driver's own message, without passwords."""
-    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
-        error = error.__cause__
-    message = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-    line = message.splitlines()[0]
-    for secret in _secrets(where):
-        for written in (secret, quote(secret, safe=""), quote_plus(secret)):
-            line = line.replace(written, "***")
-    return line
-
-
-def _secrets(where: URL) -> list[str]:
-    asked = (str(value) for name, value in where.query.items() if "pass" in name.lower())
-    return [secret for secret in (where.password, *asked) if secret]
-
-
-def _name(where: URL) -> str:
-    """The database, as it can be shown."""
-    if where.get_backend_name() == "sqlite":
-        return str(where.database)
-    shown = URL.create(where.drivername, host=where.host, port=where.port, database=where.database)
-    return shown.render_as_string()
-
-
-def _warn_of_network(folder: Path) -> None:
-    kind = _file_system(folder)
-    if kind.startswith(NETWORKED):
-        log.warning(
-            "%s is a network file system (%s), where SQLite loses trials; use a local folder or "
-            "a PostgreSQL server in %s", folder, kind, SETTING,
-        )  # fmt: skip
-
-
-def _file_system(folder: Path) -> str:
-    """The kind of file system that `folder` is on, as Linux names it; elsewhere nothing."""
-    if not MOUNTS.exists():
-        return ""
-    mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
-    kinds = {point.replace("\\040", " "): kind for point, kind in mounts}
-    holders = (str(part) for part in (folder, *folder.parents))
-    return next((kinds[part] for part in holders if part in kinds), "")

@@ -19,9 +19,9 @@ from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune import samplers, storage, worker
+from green_tune import encoding, samplers, storage, worker
 from green_tune.errors import ConfigError, StoreError
-from green_tune.samplers import Space
+from green_tune.space import Space
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -73,10 +73,13 @@ Settle = Callable[[str], Outcome | None]
 class Study:
     """A study that any number of workers on any machines share."""
 
-    def __init__(self, study: optuna.Study, url: str, space: Space) -> None:
+    def __init__(
+        self, study: optuna.Study, url: str, space: Space, *, proposes: bool = True
+    ) -> None:
         self._study = study
         self._url = url
         self._space = space
+        self._proposes = proposes  # else it runs what is queued, and nothing more
 
     @property
     def name(self) -> str:
@@ -88,9 +91,12 @@ class Study:
         """The run under which all of its trials are; empty before there is one."""
         return str(self._study.user_attrs.get(PARENT, ""))
 
-    @parent_run.setter
-    def parent_run(self, run_id: str) -> None:
-        self._study.set_user_attr(PARENT, run_id)
+    def adopt(self, run_id: str, instead_of: str = "") -> str:
+        """The run under which all trials are: this one, unless another worker was faster."""
+        with self._locked():
+            if self.parent_run in ("", instead_of):
+                self._study.set_user_attr(PARENT, run_id)
+            return self.parent_run
 
     def missing(self, total: int) -> int:
         """How many trials the study lacks; those that other workers are at are taken as there."""
@@ -122,7 +128,7 @@ class Study:
             trials = self._study.get_trials(deepcopy=False)
             there = {t.user_attrs.get(ASKED) for t in trials if not t.user_attrs.get(TOO_DEAR)}
             for values in proposals:
-                params = samplers.encode(values, self._space)
+                params = encoding.encode(values, self._space)
                 if (asked := json.dumps(params, sort_keys=True)) not in there:
                     self._study.enqueue_trial(params, user_attrs={ASKED: asked})
                 there.add(asked)
@@ -141,6 +147,8 @@ class Study:
             for _ in range(REFUSALS):
                 if not self.missing(total):
                     return ""
+                if not (self._proposes or self._has_queued()):
+                    return why
                 trial = self._ask()
                 why = refuse(trial.values)
                 if not why:
@@ -194,7 +202,7 @@ class Study:
             lease.enter_context(storage.Lease(self._study, live._trial_id))
             return Trial(
                 number=live.number,
-                values=_patiently(lambda: samplers.suggest(live, self._space)),
+                values=_patiently(lambda: encoding.suggest(live, self._space)),
                 retry_of=str(live.user_attrs.get(RETRY_OF, "")),
                 live=live,
                 lease=lease.pop_all(),
@@ -248,7 +256,8 @@ class Study:
                 self._study.tell(trial.number, [outcome.val_loss, outcome.emissions_kg])
 
     def _lost(self) -> list[FrozenTrial]:
-        over = {trial.number: trial for trial in storage.lost(self._study)}
+        late = storage.lost(self._study)  # by their leases; one here may only have been suspended
+        over = {t.number: t for t in late if not worker.is_alive(t.user_attrs.get(WORKER, ""))}
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if worker.is_dead(str(trial.user_attrs.get(WORKER, ""))):  # on this machine: at once
                 over[trial.number] = trial
@@ -274,6 +283,9 @@ class Study:
             self._note(trial, {AGAIN: again, REASON: why})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
+    def _has_queued(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def _is_queued(self, number: int) -> bool:
         trials = self._study.get_trials(deepcopy=False)
         return any(trial.user_attrs.get(RETRIED_TRIAL) == number for trial in trials)
@@ -295,8 +307,8 @@ def open_study(  # noqa: PLR0913 - what a study is, each by its name
     space: Space,
     *,
     identity: Mapping[str, str],
-    sampler: str,
-    seed: int,
+    sampler: str = "",
+    seed: int = 0,
     start: int = samplers.START,
     first: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
 ) -> Study:
@@ -304,7 +316,7 @@ def open_study(  # noqa: PLR0913 - what a study is, each by its name
 
     `identity` is what must be equal for two trials to be compared in it; `first` gives the values
     of the trials that a new study begins with, and `start` how many are known before a model has
-    its say; what of them is not given is spread evenly.
+    its say; what of them is not given is spread evenly. Without a sampler it has only a queue.
 
     Raises:
         ConfigError: a study of this name searched something else.
@@ -320,10 +332,11 @@ def open_study(  # noqa: PLR0913 - what a study is, each by its name
             load_if_exists=True,
         )
         _check_same(found, identity)
-        study = Study(found, url, space)
+        study = Study(found, url, space, proposes=bool(sampler))
         if START not in found.user_attrs:
             _begin(found, max(study.enqueue(first()), start))
-    found.sampler = samplers.make(sampler, space, seed=seed, start=int(found.user_attrs[START]))
+    start = int(found.user_attrs[START])
+    found.sampler = samplers.make(sampler or "random", space, seed=seed, start=start)
     return study
 
 

@@ -3,6 +3,7 @@
 It reads the records of one study and returns text; figures are `pictures`, sentences `invoice`.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 from green_tune import cells, invoice, points, repeats
@@ -73,11 +74,14 @@ def _legend(records: Sequence[RunRecord]) -> list[str]:
 
 def trial_line(record: RunRecord) -> str:
     """One finished trial in one line, for the time while the sweep goes on."""
+    what = f"trial {record.tags['green_tune.trial']}"
+    if record.kind == "repeat":
+        what = f"{what} again, seed {record.params['seed']}"
     hyperparameters = " ".join(
         f"{short} {cells.short(record.params[name])}" for name, short in HYPERPARAMETERS.items()
     )
     return (
-        f"trial {record.tags['green_tune.trial']}: loss {cells.loss(record)}, "
+        f"{what}: loss {cells.loss(record)}, "
         f"{cells.grams(record)} g{' assumed' * bool(cells.star([record]))}  {hyperparameters}"
     )
 
@@ -99,7 +103,7 @@ def sweep_summary(
     lines = [
         f"\nStudy {study}: {len(records)} trials, {failed} of them failed",
         *([missing] if missing else []),
-        trials_table(records, width),
+        *([trials_table(records, width)] if records else []),
         *_legend(records),
         *footnotes(records),
         *([repeats_table(records, repeated, width)] if repeated else []),
@@ -107,9 +111,15 @@ def sweep_summary(
         f"{cost([*records, *repeated], overheads)}\n"
         f"{overhead_share([*records, *repeated], overheads):.0%} of its energy "
         "was spent outside of trials\n",
-        *(f"- {line}" for line in invoice.invoice(records, overheads, study=study)[1:]),
+        *_sentences(invoice.findings(records), width),
     ]
     return "\n".join(lines)
+
+
+def _sentences(lines: Sequence[str], width: int) -> list[str]:
+    return [
+        textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  ") for line in lines
+    ]
 
 
 def to_go_on(missing: int, study: str) -> str:
@@ -163,6 +173,8 @@ def sweep_note(
     return (
         f"{len(records)} trials, {failed} of them failed: "
         f"{cost([*records, *repeated], overheads)}. "
-        f"{modelled(records)}. The Pareto front:\n\n"
+        f"{modelled(records)}.\n\n"
+        + "".join(f"- {line}\n" for line in invoice.findings(records))
+        + "\nThe Pareto front:\n\n"
         f"```\n{trials_table(fronts(records))}\n```\n\n" + "; ".join(starred(records))
     )

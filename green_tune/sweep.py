@@ -62,10 +62,11 @@ def configured(job: Job, trial: Trial) -> Job:
 def identity(job: Job, space: Space) -> dict[str, str]:
     """What must be equal for two trials to be compared in one study."""
     fixed = {k: v for k, v in job.config.to_params().items() if k not in space}
-    for name in ("gpu", "seed", "resume", "checkpoint_minutes", "quality_examples"):
+    for name in ("gpu", "seed", "resume", "revision", "checkpoint_minutes", "quality_examples"):
         del fixed[name]
     varied = {name: str(dimension) for name, dimension in space.items()}
-    return fixed | varied | {"device": job.device.gpu_type, "data": job.data.digest}
+    found = {"model": job.source.name, "commit": job.commit, "data": job.data.digest}
+    return fixed | varied | found | {"device": job.device.gpu_type}
 
 
 def nothing_settled(_: str) -> Outcome | None:

@@ -28,6 +28,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from green_tune import gates, heartbeat, stop, store, worker
 from green_tune.errors import StoreError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
+from green_tune.query import Query
 from green_tune.results import (
     FRONT,
     KIND,
@@ -36,7 +37,6 @@ from green_tune.results import (
     WORKER,
     RunRecord,
 )
-from green_tune.query import Query
 from green_tune.run import ERROR, SESSIONS, STATUS, Run, line, named, read_text
 
 log = logging.getLogger(__name__)
@@ -117,18 +117,22 @@ class Tracker:
         parent_id: str,
         asked: Mapping[str, str],
         others: Callable[[], Sequence[str]],
+        adopt: Callable[[str], str] = lambda run_id: run_id,
     ) -> Iterator[tuple[Run, Run]]:
         """A worker's session of a study: the study's own run, and the session's.
 
         They are one for the first session. A later one is a run nested in the first one's; the
         launcher's is taken for it, where there is one. The study's run is open for as long as any
-        worker is at it: `others` names those that still are when this one leaves.
+        worker is at it: `others` names those that still are when this one leaves. Of two that
+        begin at once, one run is the study's: `adopt` is offered a run, and says which it is.
         """
         tags = {STUDY: study}
         if not (parent_id and self.has(parent_id)):
             with self.run("sweep", study, asked=asked, tags=tags) as run:
-                yield run, run
-            self._leave(run, others())
+                first = adopt(run.id)
+                parent = run if first == run.id else self._under(run, name, first)
+                yield parent, run
+            self._leave(parent, others())
             return
         parent = self._joined(parent_id)
         with (
@@ -137,6 +141,12 @@ class Tracker:
         ):
             yield parent, run
         self._leave(parent, others())
+
+    def _under(self, run: Run, name: str, first: str) -> Run:
+        """Makes a run a session of a study whose own run is another's, by a moment."""
+        run.set_tags({KIND: "worker", PARENT: first, "mlflow.runName": name})
+        run.name = name
+        return self._joined(first)
 
     def _joined(self, run_id: str) -> Run:
         """The study's own run; opened again, unless another worker has it open."""
@@ -147,11 +157,18 @@ class Tracker:
             return self._reopen(run_id)
 
     def _leave(self, run: Run, others: Sequence[str]) -> None:
-        """Leaves a study's run to another worker, which will close it."""
+        """Leaves a study's run to another worker, which will close it; or as one that went well.
+
+        What it says of an end is then no longer true, be it this session's or another's before.
+        """
         if others:
             run.set_tags({WORKER: others[0]})
             with named():
                 self._client.update_run(run.id, "RUNNING")
+        tags = self.get(run.id).tags
+        for key in {STATUS, ERROR} & tags.keys() if others else {ERROR} & tags.keys():
+            with named():
+                self._client.delete_tag(run.id, key)
 
     def bury(self, run_id: str) -> RunRecord | None:
         """Closes a run whose worker died, wherever it was; None where there is no such run.
@@ -162,7 +179,7 @@ class Tracker:
         if not (run_id and self.has(run_id)):
             return None
         record = self.get(run_id)
-        if record.status == "RUNNING":
+        if record.status == "RUNNING" and not worker.is_alive(record.tags.get(WORKER, "")):
             self._bury(record)
         return self.get(run_id)
 

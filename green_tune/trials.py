@@ -141,7 +141,7 @@ class Trials:
         """A run with the figures of an earlier one, which cost nothing now."""
         metrics, course = earlier.as_trial(same, self._meter.basis)
         note = f"taken over from run {same.run_id}, which was the same config; its adapter is there"
-        more = {REUSED: same.run_id, EVALUATIONS: course, NOTE: note}
+        more = {REUSED: same.run_id, EVALUATIONS: course, NOTE: note, "pue": repr(job.config.pue)}
         kept = {k: v for k, v in same.tags.items() if k.startswith(earlier.TAKEN_OVER)}
         with self._run(trial, kept | job.intensity.to_tags() | more) as run:
             self._study.note(trial, run.id)

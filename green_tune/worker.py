@@ -22,6 +22,11 @@ def is_dead(identity: str) -> bool:
     return place == _place() and _started(pid) != started
 
 
+def is_alive(identity: str) -> bool:
+    """True only when the process is in this place and at work."""
+    return identity.rsplit(":", 2)[0] == _place() and not is_dead(identity)
+
+
 def _place() -> str:
     """Machine and container: within one, a process id means one process."""
     namespace = Path("/proc/self/ns/pid")

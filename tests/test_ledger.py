@@ -46,7 +46,9 @@ def a_run(
 
 def a_ledger(*records: RunRecord, here_kwh: float = 0.0, **options: float) -> Ledger:
     """The book of a sweep whose own meter stands at `here_kwh`."""
-    meter: Any = SimpleNamespace(spent_kwh=here_kwh, spent_kg=here_kwh * KG_PER_KWH)
+    meter: Any = SimpleNamespace(
+        spent_kwh=here_kwh, spent_kg=here_kwh * KG_PER_KWH, read=lambda: None
+    )
     trials = [record for record in records if record.kind == "trial"]
     sessions = [record for record in records if record.kind != "trial"]
     ledger = Ledger(SweepConfig(**options), meter, lambda: (trials, sessions))  # type: ignore[arg-type]
@@ -146,8 +148,35 @@ def test_a_trial_under_way_ends_when_what_its_end_takes_is_no_longer_left() -> N
     assert "nothing is left" in a_ledger(here_kwh=10, emissions_budget_kg=5).over()
 
 
-def test_a_budget_counts_what_the_others_have_spent_since(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter: Any = SimpleNamespace(spent_kwh=0.0, spent_kg=0.0)
+def test_a_trial_under_way_is_judged_by_a_fresh_reading_where_there_is_a_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s, readings = [1000.0], list[float]()
+    monkeypatch.setattr("green_tune.ledger.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+
+    class Meter:
+        spent_kwh = spent_kg = 0.0
+
+        def read(self) -> None:
+            readings.append(now_s[0])
+            self.spent_kwh += 1.0
+
+    meter: Any = Meter()
+    without = Ledger(SweepConfig(), meter, lambda: ([], []))
+    ledger = Ledger(SweepConfig(energy_budget_kwh=2.5), meter, lambda: ([], []))
+    now_s[0] += 1
+    assert without.over() == ""
+    assert readings == []
+    assert [ledger.over(), ledger.over()] == ["", ""]  # the second asks within a moment
+    assert readings == [1001.0]
+    now_s[0] += 1
+    assert ledger.over() == ""
+    now_s[0] += 1
+    assert "3 kWh are spent" in ledger.over()
+
+
+def test_a_budget_counts_what_the_others_have_spent_since() -> None:
+    meter: Any = SimpleNamespace(spent_kwh=0.0, spent_kg=0.0, read=lambda: None)
     trials: list[RunRecord] = []
     ledger = Ledger(SweepConfig(energy_budget_kwh=2), meter, lambda: (trials, []))
     ledger.look()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
-from green_tune import samplers
+from green_tune import encoding, samplers
 from green_tune.results import hypervolume
 from green_tune.samplers import IMPUTED, NAMES, Green
 from green_tune.space import SPACE, Dimension, Space
@@ -56,55 +56,8 @@ def go_on(
 ) -> list[dict[str, Any]]:
     for _ in range(trials):
         trial = study.ask()
-        study.tell(trial, objective(samplers.suggest(trial, space)))
+        study.tell(trial, objective(encoding.suggest(trial, space)))
     return [trial.params for trial in study.trials]
-
-
-def dimensions() -> st.SearchStrategy[Dimension]:
-    name = st.sampled_from(["batch_size", "epochs", "learning_rate"])
-    numbers = st.lists(st.integers(0, 100), min_size=2, unique=True)
-    powers = st.lists(st.integers(0, 12), min_size=2, max_size=2).map(
-        lambda ends: [2 ** min(ends), 2 ** max(ends)]
-    )
-    ends = st.lists(st.integers(1, 100), min_size=2, max_size=2).map(sorted)
-    decimals = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=2).map(sorted)
-    words = st.lists(st.text(min_size=1, max_size=3), min_size=2, unique=True)
-    of: dict[str, st.SearchStrategy[Any]] = {
-        "choice": numbers | words,
-        "powers of two": powers,
-        "linear": ends,
-        "log": decimals,
-    }
-    return st.sampled_from(list(of)).flatmap(
-        lambda scale: st.builds(lambda n, values: dimension(n, scale, *values), name, of[scale])
-    )
-
-
-@given(dimensions(), st.integers(0, 2**32 - 1))
-def test_a_value_is_the_same_after_the_way_through_optuna(one: Dimension, seed: int) -> None:
-    space = space_of(one)
-    trial = study_of("random", space, seed=seed).ask()
-
-    values = samplers.suggest(trial, space)
-
-    assert values[one.name] in one
-    assert samplers.encode(values, space) == trial.params
-    assert samplers.decode(trial.params, space) == values
-    assert trial.distributions == samplers.distributions(space)
-
-
-def test_a_model_sees_an_order_where_there_is_one() -> None:
-    params = samplers.encode({"batch_size": 16, "epochs": 1, "init": "zero"}, CHOICES)
-
-    assert params == {"batch_size_of_2_8_16": 2, "epochs_of_1_2_3": 0, "init": "zero"}
-    assert samplers.encode({"batch_size": 16}, SPACE) == {"log2_batch_size": 4}
-
-
-def test_what_the_space_does_not_hold_is_left_out() -> None:
-    values = {"batch_size": 6, "lora_rank": 128, "epochs": 2, "learning_rate": 1.0, "seed": 1}
-
-    assert samplers.encode(values, SPACE) == {"epochs": 2}
-    assert samplers.decode({"epochs": 2, "other": 1}, SPACE) == {"epochs": 2}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +87,7 @@ def test_workers_beside_one_another_propose_different_trials(name: str, known: i
     proposed = []
     for _ in range(3):
         study.sampler = samplers.make(name, SMALL, seed=0, start=3)  # as each worker has its own
-        proposed.append(samplers.suggest(study.ask(), SMALL))
+        proposed.append(encoding.suggest(study.ask(), SMALL))
 
     assert not any(one == other for i, one in enumerate(proposed) for other in proposed[:i])
 
@@ -149,9 +102,9 @@ def test_no_trial_repeats_another_while_there_are_new_ones(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_user_enqueued_is_taken_and_the_rest_proposed(name: str) -> None:
     study = study_of(name, SMALL)
-    study.enqueue_trial(samplers.encode({"epochs": 3, "batch_size": 4}, SMALL))
+    study.enqueue_trial(encoding.encode({"epochs": 3, "batch_size": 4}, SMALL))
 
-    values = samplers.suggest(study.ask(), SMALL)
+    values = encoding.suggest(study.ask(), SMALL)
 
     assert values["epochs"] == 3
     assert values["batch_size"] == 4
@@ -170,11 +123,11 @@ def test_a_start_is_spread_evenly_and_cheap_for_green_alone() -> None:
 
 def test_a_start_needs_no_earlier_trial() -> None:
     study = study_of("green", SMALL, start=4)
-    asked = [samplers.suggest(study.ask(), SMALL) for _ in range(4)]
+    asked = [encoding.suggest(study.ask(), SMALL) for _ in range(4)]
 
     done = go_on(study_of("green", SMALL, start=4), SMALL, 4)
 
-    assert asked == [samplers.decode(params, SMALL) for params in done]
+    assert asked == [encoding.decode(params, SMALL) for params in done]
 
 
 def test_a_grid_has_every_point_once_in_a_random_order() -> None:
@@ -192,9 +145,9 @@ def test_a_grid_leaves_out_what_was_tried_whatever_became_of_it() -> None:
     space = space_of(dimension("epochs", "linear", 1, 3), dimension("rank", "choice", 4, 8))
     study = study_of("grid", space)
     study.enqueue_trial({"epochs": 2, "rank_of_4_8": 0})
-    samplers.suggest(study.ask(), space)  # a worker that never tells
+    encoding.suggest(study.ask(), space)  # a worker that never tells
     failed = study.ask()
-    samplers.suggest(failed, space)
+    encoding.suggest(failed, space)
     study.tell(failed, state=TrialState.FAIL)
 
     points = go_on(study, space, 4)
@@ -210,7 +163,7 @@ def test_what_is_still_to_be_run_is_not_proposed() -> None:
         asked = study.ask()
         study.enqueue_trial({"epochs": 2})
 
-        assert samplers.suggest(asked, space) == {"epochs": 1}
+        assert encoding.suggest(asked, space) == {"epochs": 1}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +185,7 @@ def found_at_equal_carbon(name: str, seed: int) -> float:
     spent_kg, points = 0.0, []
     while spent_kg < 0.04:
         trial = study.ask()
-        loss, kg = formula(samplers.suggest(trial, SMALL))
+        loss, kg = formula(encoding.suggest(trial, SMALL))
         study.tell(trial, (loss, kg))
         spent_kg += kg
         points.append((loss, kg))
@@ -251,7 +204,7 @@ def test_green_finds_more_than_chance_for_the_same_carbon() -> None:
 def test_a_weight_on_carbon_makes_trials_cheaper() -> None:
     def cost_kg(weight: float) -> float:
         study = study_of("green", SMALL, green=Green(carbon_weight=weight))
-        return sum(formula(samplers.decode(p, SMALL))[1] for p in go_on(study, SMALL, 12))
+        return sum(formula(encoding.decode(p, SMALL))[1] for p in go_on(study, SMALL, 12))
 
     assert cost_kg(2.0) < cost_kg(0.0)
 
@@ -291,11 +244,11 @@ def told(values: list[tuple[float, float]], imputed: list[tuple[float, float] | 
     study = study_of("green", SMALL, start=len(values))
     for pair, attribute in zip(values, imputed, strict=True):
         trial = study.ask()
-        samplers.suggest(trial, SMALL)
+        encoding.suggest(trial, SMALL)
         if attribute:
             trial.set_user_attr(IMPUTED, list(attribute))
         study.tell(trial, pair)
-    return samplers.suggest(study.ask(), SMALL)
+    return encoding.suggest(study.ask(), SMALL)
 
 
 def test_a_stopped_trial_counts_with_what_it_would_have_reached() -> None:
@@ -334,7 +287,7 @@ def test_green_goes_on_whatever_trials_gave(case: str, space: Space) -> None:
     results = iter(DEGENERATE[case])
     go_on(study, space, 3, lambda _: next(results))
 
-    values = samplers.suggest(study.ask(), space)
+    values = encoding.suggest(study.ask(), space)
 
     assert all(values[name] in one for name, one in space.items())
 

@@ -79,6 +79,9 @@ def test_a_rule_ends_trials_and_the_sampler_hears_what_was_asked() -> None:
     for done in asked.values():
         assert [one.stopped for one in done] == [False] * 3 + [True] * 9
         assert all(one.course[-1].progress == 0.5 for one in done if one.stopped)
+    imputed, ended = ([one.course for one in done] for done in asked.values())
+    assert imputed[:6] == ended[:6]  # the start, which no result changes
+    assert imputed[6:] != ended[6:]
 
 
 def test_stopped_trials_cost_only_what_they_had() -> None:

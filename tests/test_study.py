@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from postgres import Postgres
 from sqlalchemy.exc import OperationalError
 
-from green_tune import samplers, storage, study, worker
+from green_tune import encoding, storage, study, worker
 from green_tune.errors import ConfigError
 from green_tune.space import SPACE
 from green_tune.study import ATTEMPTS, IMPUTED, REFUSALS, Outcome, Settle, Study, Trial, open_study
@@ -106,6 +107,7 @@ def lose(own: Study, monkeypatch: pytest.MonkeyPatch, settle: Settle = unsettled
     """The next claim, of a worker to whom all leases are over."""
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LEASE_S", -1.0)
+        patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         return own.claim(TOTAL, settle, admitted)
 
 
@@ -275,6 +277,7 @@ def test_a_result_that_comes_after_its_trial_was_given_back_counts_once(
     own.note(slow, "slow")
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LEASE_S", -1.0)
+        patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         other._settle_lost(unsettled)
     assert states(url) == ["FAIL", "WAITING"]
     own.tell(slow, Outcome(val_loss=1.0, emissions_kg=2.0, imputed=(0.5, 4.0)))
@@ -294,6 +297,7 @@ def test_a_result_that_was_settled_by_another_worker_meanwhile_counts_once(
     slow = claimed(own)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LEASE_S", -1.0)
+        patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         other._settle_lost(lambda run: OUTCOME)
     own.tell(slow, OUTCOME)
     assert states(file) == ["COMPLETE"]
@@ -306,6 +310,7 @@ def test_a_failure_that_comes_after_its_trial_was_given_back_does_not_end_the_sw
     slow = [claimed(own), claimed(own)]
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LEASE_S", -1.0)
+        patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         other._settle_lost(unsettled)
     own.fail(slow[0], "it diverged", again=False)
     own.fail(slow[1], "stopped", again=True)
@@ -344,7 +349,8 @@ def test_what_was_asked_for_is_queued_once_but_again_where_it_was_too_dear(file:
     assert own.enqueue(asked) == own.enqueue(asked[:1]) == own.enqueue([*asked, *asked]) == 2
     own.tell(claimed(own), OUTCOME)
     dear = lambda values: "too dear" if values["epochs"] == 2 else ""  # noqa: E731
-    assert isinstance(other := own.claim(TOTAL, unsettled, dear), Trial)
+    other = own.claim(TOTAL, unsettled, dear)
+    assert isinstance(other, Trial)
     own.tell(other, OUTCOME)
     assert a_study(file).enqueue(asked) == 2
     assert claimed(own).values["epochs"] == 2
@@ -404,17 +410,26 @@ def test_a_result_waits_for_a_database_that_is_away(
 
 
 def test_a_server_that_is_away_for_a_while_costs_no_result_and_ends_no_sweep(
-    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(study, "FIRST_WAIT_S", 0.1)
+    monkeypatch.setattr(study, "PATIENCE_S", 60.0)
     own = a_study(postgres_url)
     trial = claimed(own)
     for use in (lambda: own.tell(trial, OUTCOME), lambda: claimed(own)):
+        caplog.clear()
         postgres.stop()
-        back = threading.Timer(0.5, postgres.start)
-        back.start()
-        use()
-        back.join()
+        using = threading.Thread(target=use, daemon=True)
+        using.start()
+        until_s = time.monotonic() + 30
+        while "the study's storage does not answer" not in caplog.text:
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        postgres.start()  # by the thread that outlives it
+        using.join(60)
     assert states(postgres_url) == ["COMPLETE", "RUNNING"]
 
 
@@ -430,7 +445,7 @@ def test_a_process_that_is_killed_leaves_its_trial_to_the_next_one_at_once(file:
         child.kill()
     again = claimed(own)
     assert again.retry_of == "its run"
-    assert samplers.encode(again.values, SPACE) == trials(file)[0].params
+    assert encoding.encode(again.values, SPACE) == trials(file)[0].params
 
 
 def test_a_result_of_which_only_the_answer_was_lost_counts_once(
@@ -450,6 +465,7 @@ def test_a_result_beside_its_trial_of_which_only_the_answer_was_lost_counts_once
     trial = claimed(own)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LEASE_S", -1.0)
+        patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         own._settle_lost(unsettled)
     add = own._study.add_trial
     monkeypatch.setattr(own._study, "add_trial", fail_at([1], add, away(), after=True))
@@ -520,7 +536,7 @@ def test_the_first_trials_are_queued_once_though_who_queued_them_was_killed(
 def test_who_joins_a_study_goes_on_with_the_start_it_was_made_with(file: str) -> None:
     a_study(file, start=4, first=lambda: [USUAL])
     joined = a_study(file, start=9, first=lambda: pytest.fail("asked of a study that is there"))
-    assert joined._study.user_attrs[study.START] == 5
+    assert joined._study.user_attrs[study.START] == 4
 
 
 def test_proposals_depend_on_the_seed_and_not_on_who_asks(file: str, tmp_path: Path) -> None:
@@ -536,5 +552,8 @@ def test_proposals_depend_on_the_seed_and_not_on_who_asks(file: str, tmp_path: P
 def test_all_workers_know_the_studys_run(file: str) -> None:
     own, other = a_study(file), a_study(file)
     assert other.parent_run == ""
-    own.parent_run = "run 7"
+    assert own.adopt("run 7") == "run 7"
+    assert other.adopt("run 8") == "run 7"  # it was slower
     assert other.parent_run == a_study(file).parent_run == "run 7"
+    assert other.adopt("run 9", instead_of="run 7") == "run 9"  # the other was deleted
+    assert own.parent_run == "run 9"

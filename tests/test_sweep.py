@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from green_tune import earlier, stop
+from green_tune import earlier, repeats, stop
 from green_tune import space as spaces
 from green_tune.errors import RunFailed, Stopped
 from green_tune.job import Job
@@ -261,3 +261,18 @@ def test_failed_trials_are_said(
     with caplog.at_level(logging.WARNING):
         run(make_job(), url, 2, fail_second)
     assert "trial 1 failed: the loss is nan" in caplog.text
+
+
+def test_repeats_that_are_too_dear_end_with_the_reason_and_no_other_is_proposed(url: str) -> None:
+    again = open_study(url, "s/repeats", repeats.SPACE, identity={"study": "s"})
+    pairs = [{"trial": number, "seed": 1} for number in (0, 1)]
+    refused: list[int] = []
+
+    def refuse(values: Mapping[str, Any]) -> str:
+        refused.append(values["trial"])
+        return "too dear"
+
+    fail = lambda *_: pytest.fail("was started")  # noqa: E731
+    why = run_sweep(again, again.enqueue(pairs), fail, nothing_settled, refuse)
+    assert why == "too dear"
+    assert refused == [0, 1]

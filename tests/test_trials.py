@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from green_tune import loading, samplers, tiny, training
+from green_tune import encoding, loading, tiny, training
 from green_tune.bill import overhead
 from green_tune.config import SweepConfig
 from green_tune.dominance import Bound
@@ -61,7 +61,7 @@ class Sweep:
 
     def run(self, **values: Any) -> tuple[Outcome, RunRecord]:
         """One trial of the usual values but these; its outcome, and its run."""
-        self.study._study.enqueue_trial(samplers.encode(VALUES | values, SPACE))
+        self.study._study.enqueue_trial(encoding.encode(VALUES | values, SPACE))
         trial = self.study.claim(100, self.trials.settle, lambda _: "")
         assert isinstance(trial, Trial)
         config = replace(self.job.config, **trial.values)
@@ -103,7 +103,7 @@ def begin(make_job: MakeJob, store_uri: str, tmp_path: Path) -> Begin:
                 tracker.session("worker", "s", study.parent_run, {}, study.others) as (parent, own),
                 overhead(own, meter, lambda: None),
             ):
-                study.parent_run = parent.id
+                study.adopt(parent.id)
                 trials = Trials(
                     study=study,
                     name="s",

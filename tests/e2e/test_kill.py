@@ -1,11 +1,11 @@
-"""kill -9 at random moments of a real sweep: no joule older than one heartbeat is lost, and the
-next command leaves no run of the dead open.
+"""kill -9 at random moments of a real sweep: no joule older than one heartbeat is lost, no finished
+trial either; the next command leaves no run of the dead open, and tries again what was cut off.
 
 Each start of the sweep is killed and so resumes what the one before it has left, in one store.
 What is spent before a sweep's own run exists (imports, some seconds) can be in no store; from
 there on, all that the meter has read is due, back to its first reading, which is before them.
 
-GREEN_TUNE_KILLS says how often (5). The moments are drawn, from GREEN_TUNE_KILLS_SEED, after
+GREEN_TUNE_KILLS says how often (6). The moments are drawn, from GREEN_TUNE_KILLS_SEED, after
 signs of what the sweep is doing, so that its short phases are hit as well as its long ones.
 """
 
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice, pairwise
 from pathlib import Path
@@ -31,17 +31,17 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from green_tune.footprint import PHASES
 from green_tune.meter import INTERVAL_S
-from green_tune.sweep import TAKEN
+from green_tune.study import ATTEMPTS
 from green_tune.tracking import Tracker
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("GREEN_TUNE_KILLS", "5"))
+KILLS = int(os.environ.get("GREEN_TUNE_KILLS", "6"))
 SEED = int(os.environ.get("GREEN_TUNE_KILLS_SEED", "1"))
 SWEEP = {
     "study": "s", "gpu": "cpu", "country": "FRA", "max_train_examples": "160", "evals": "6",
@@ -70,8 +70,9 @@ class Moment(NamedTuple):
 
 
 MOMENTS = (
-    Moment("a fit began", 3.0),
+    Moment("a trial began", 3.0),
     Moment("an adapter is being saved", 0.03),
+    Moment("an adapter on the way is kept", 0.3),
     Moment("an adapter was saved", 0.3),
     Moment("the store was written to", 1.5),
     Moment("it was started", 7.0),
@@ -82,17 +83,21 @@ MOMENTS = (
 class Killed:
     """A start of the sweep that was killed.
 
-    `open` are the runs that it left RUNNING, `beating` those of them with a heartbeat on disk;
-    `run_s` is how long it had a run in the store.
+    `made` are the runs that it has made, its session's first; `open` those that it left RUNNING,
+    the study's own among them, `beating` those of them with a heartbeat on disk. `run_s` is how
+    long it had a run in the store; `finished` is what stands in the study and in the store of
+    each trial that had its result by then.
     """
 
     pid: int
     at_s: float  # UTC, in seconds since 1970, right before the signal
     aim: str
     hit: str
+    made: tuple[str, ...]
     open: frozenset[str]
     beating: frozenset[str]
     run_s: float
+    finished: dict[int, object]
 
 
 class Segment(NamedTuple):
@@ -123,16 +128,18 @@ class House:
 
     def start(self, trials: int) -> "Start":
         """Starts the sweep as a user does who has no launcher."""
-        return Start(self.folder, trials, next(self._starts))
+        return Start(self, trials, next(self._starts))
 
-    def runs(self, pid: int | None = None) -> list[Run]:
-        """All runs, or those that one process has made, oldest first."""
+    def runs(self, *kinds: str) -> list[Run]:
+        """The runs of some kinds, or all, oldest first."""
         found = self.client.search_runs(["0"], max_results=10_000)
-        mine = [run for run in found if pid in (None, worker_of(run))]
+        mine = [run for run in found if not kinds or kind_of(run) in kinds]
         return sorted(mine, key=lambda run: run.info.start_time)
 
     def running(self, pid: int | None = None) -> set[str]:
-        return {run.info.run_id for run in self.runs(pid) if run.info.status == "RUNNING"}
+        """The runs that are open, or those of them that one process is at."""
+        runs = [run for run in self.runs() if pid in (None, worker_of(run))]
+        return {run.info.run_id for run in runs if run.info.status == "RUNNING"}
 
     def hearts(self) -> set[str]:
         """The runs that have heartbeats on disk."""
@@ -143,35 +150,51 @@ class House:
         path = self._hearts / f"{run.info.run_id}.jsonl"
         text = path.read_text() if path.exists() else ""
         phases: list[str] = re.findall(rf'"({"|".join(PHASES)})"', text)
-        return phases[-1] if phases else "first second"
+        return phases[-1] if phases else "first moment"
 
-    def rows(self, run: Run) -> list[dict[str, str]]:
+    def rows(self, run_id: str) -> list[dict[str, str]]:
         """The lines of a run's energy.csv; none where it has no such file."""
-        run_id = run.info.run_id
         if "energy.csv" not in {file.path for file in self.client.list_artifacts(run_id)}:
             return []
         path = self.client.download_artifacts(run_id, "energy.csv")
         return list(csv.DictReader(Path(path).read_text().splitlines()))
 
-    def segments(self, pid: int) -> list[Segment]:
-        """When which run of a process was spending, in order."""
+    def segments(self, run_ids: Iterable[str]) -> list[Segment]:
+        """When which of these runs was spending, in order."""
         return sorted(
             Segment(start := float(row["started_s"]), start + float(row["runtime_h"]) * 3600,
-                    run.info.run_id)
-            for run in self.runs(pid)
-            for row in self.rows(run)
+                    run_id)
+            for run_id in run_ids
+            for row in self.rows(run_id)
         )  # fmt: skip
 
-    def trials(self, *states: TrialState) -> int:
-        """How many trials of the study are in one of these states."""
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials of the study in some states, or all; none before there is a study."""
+        names = optuna.get_all_study_names(self.study_url)
+        if SWEEP["study"] not in names:
+            return []
         study = optuna.load_study(storage=self.study_url, study_name=SWEEP["study"])
-        return len(study.get_trials(states=states))
+        return study.get_trials(states=states or None)
+
+    def finished(self) -> dict[int, object]:
+        """By number, all that is to stay as it is of a trial that has its result."""
+        found = {t.number: t for t in self.trials(TrialState.COMPLETE)}
+        runs = {n: self.client.get_run(t.user_attrs["run_id"]) for n, t in found.items()}
+        return {
+            number: (trial.values, trial.params, trial.user_attrs["run_id"],
+                     runs[number].info.status, runs[number].data.metrics)
+            for number, trial in found.items()
+        }  # fmt: skip
 
 
 class Start:
     """A sweep under way, with a folder of its own for temporary files, which show its phase."""
 
-    def __init__(self, folder: Path, trials: int, number: int) -> None:
+    def __init__(self, house: House, trials: int, number: int) -> None:
+        folder = house.folder
+        self._house = house
+        self._runs_before = {run.info.run_id for run in house.runs()}
+        self._hearts_before = house.hearts()
         self._temporary = folder / f"temporary-{number}"
         self._temporary.mkdir()
         self._errors = folder / f"stderr-{number}.txt"
@@ -202,17 +225,26 @@ class Start:
         self.process.wait()
         return at_s
 
+    def made(self) -> list[Run]:
+        """The runs that it has made, its session's first."""
+        return [run for run in self._house.runs() if run.info.run_id not in self._runs_before]
+
+    def is_in_a_trial(self) -> bool:
+        """A trial's heartbeats are there beside the session's."""
+        return len(self._house.hearts() - self._hearts_before) > 1
+
     def is_saving(self) -> bool:
         return any(self._temporary.glob("green-tune-adapter-*"))
 
-    def is_fitting(self) -> bool:
-        return any(self._temporary.glob("tmp*"))
+    def is_keeping(self) -> bool:
+        return any(self._temporary.glob("green-tune-shelf-*"))
 
     def _wait_for(self, sign: str) -> None:
         signs: dict[str, list[Callable[[], bool]]] = {
             "it was started": [],
             "the store was written to": [lambda: self._changed() != self._store_before],
-            "a fit began": [lambda: "MLflow UI" in self.said, self.is_fitting],
+            "a trial began": [self.is_in_a_trial],
+            "an adapter on the way is kept": [self.is_keeping],
             "an adapter is being saved": [self.is_saving],
             "an adapter was saved": [self.is_saving, lambda: not self.is_saving()],
         }
@@ -227,12 +259,16 @@ class Start:
         return self._store.stat().st_mtime_ns
 
 
+def kind_of(run: Run) -> str:
+    return str(run.data.tags["green_tune.kind"])
+
+
 def worker_of(run: Run) -> int:
     return int(run.data.tags["green_tune.worker"].split(":")[-2])
 
 
 @pytest.mark.timeout(300 + 60 * KILLS)
-def test_a_sweep_that_is_killed_again_and_again_loses_no_joule_older_than_a_heartbeat(
+def test_a_sweep_that_is_killed_again_and_again_loses_no_trial_and_no_joule_older_than_a_heartbeat(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = random.Random(SEED)
@@ -243,13 +279,15 @@ def test_a_sweep_that_is_killed_again_and_again_loses_no_joule_older_than_a_hear
         start = house.start(trials=1000)
         killed = kill(house, start, moment, rng)
         said += start.said
-        if house.runs(start.pid):  # so it has closed what was open before
+        if killed.made:  # so it has closed what was open before
             check_closed(house, unclosed, said)
             unclosed, said = [], ""
             assert house.hearts() <= killed.open
         dead.append(killed)
         unclosed.append(killed)
     check_end(house, unclosed, said)
+    check_tried_again(house)
+    check_kept(house, dead)
     for run in house.runs():
         check_figures(house, run)
     lost = [lost_s(house, killed) for killed in dead]
@@ -275,28 +313,29 @@ def test_a_launchers_run_has_its_energy_from_before_mlflow_is_imported(
     assert "green_tune.worker" not in client.get_run(run_id).data.tags  # nobody had taken it yet
     Tracker(store_uri)
     dead = client.get_run(run_id)
-    assert dead.info.status == "KILLED"
+    assert dead.info.status == "FAILED"
     assert dead.data.metrics["energy_kwh"] > 0
 
 
 def kill(house: House, start: Start, moment: Moment, rng: random.Random) -> Killed:
     at_s = start.kill(moment, rng)
-    runs = house.runs(start.pid)
-    left_open = {run.info.run_id for run in runs if run.info.status == "RUNNING"}
+    made, left_open = start.made(), house.running(start.pid)
     return Killed(
         pid=start.pid,
         at_s=at_s,
         aim=moment.sign,
         hit=phase_at_death(house, start),
+        made=tuple(run.info.run_id for run in made),
         open=frozenset(left_open),
         beating=frozenset(left_open & house.hearts()),
-        run_s=at_s - min([run.info.start_time / 1000 for run in runs], default=at_s),
+        run_s=at_s - min([run.info.start_time / 1000 for run in made], default=at_s),
+        finished=house.finished(),
     )
 
 
 def phase_at_death(house: House, start: Start) -> str:
     """What it was doing when it was killed, by what it has left lying around."""
-    runs = house.runs(start.pid)
+    runs = start.made()
     if not runs:
         return BEFORE
     if len(runs) == 1 or runs[-1].info.status != "RUNNING":
@@ -305,48 +344,99 @@ def phase_at_death(house: House, start: Start) -> str:
         return "save"
     if house.client.list_artifacts(runs[-1].info.run_id):
         return "close"
-    return f"fit ({house.last_phase(runs[-1])})" if start.is_fitting() else "setup"
+    return f"trial ({house.last_phase(runs[-1])})"
 
 
 def check_closed(house: House, dead: Sequence[Killed], said: str) -> None:
     """Nothing of the dead is RUNNING; who closed it said what each had spent.
 
-    Of the dead themselves, who may have died over it, each owes no more than one line.
+    Of the dead themselves, who may have died over it, each owes no more than one line. The study's
+    own run is open again by then, for those who have come after.
     """
     unsaid = []
     for killed in dead:
         assert not house.running(killed.pid)
         for run_id in killed.open:
             run = house.client.get_run(run_id)
-            assert run.info.status == "KILLED"
-            assert run.data.tags["green_tune.status"] == "KILLED"
-            assert run.data.tags["green_tune.error"] == "its process died"
+            if kind_of(run) != "sweep":
+                assert run.info.status == "FAILED"
+                assert run.data.tags["green_tune.status"] == "FAILED"
+                assert run.data.tags["green_tune.error"] == "its process died"
             line = f"run {run.info.run_name} was left open by a process that died: closed"
-            if run_id in killed.beating and (rows := house.rows(run)):
+            if run_id in killed.beating and (rows := house.rows(run_id)):
                 line += f"; it had spent {kwh(rows):.3g} kWh"
             unsaid += [] if line in said else [line]
     assert len(unsaid) <= sum(killed.hit == BEFORE for killed in dead), (unsaid, said)
 
 
 def check_end(house: House, unclosed: Sequence[Killed], said: str) -> None:
-    """Two more trials, to a normal end; the sweep's totals are those of all that ever ran."""
-    last = house.start(trials=house.trials(*TAKEN) + 2)
+    """Two more trials, to a normal end; the study's totals are those of all that ever ran."""
+    ended = house.trials(TrialState.COMPLETE, TrialState.FAIL)
+    counted = sum(not trial.user_attrs.get("tried_again") for trial in ended)
+    last = house.start(trials=counted + 2)
     assert last.process.wait(timeout=300) == 0, last.said
     check_closed(house, unclosed, said + last.said)
     assert not house.running()
     assert not house.hearts()
-    assert house.trials(TrialState.RUNNING) == 0
-    segments = house.segments(last.pid)
+    segments = house.segments(run.info.run_id for run in last.made())
     assert covered_until_s(segments) == segments[-1].ended_s
-    trials = [run for run in house.runs() if run.data.tags["green_tune.kind"] == "trial"]
-    sweeps = [run for run in house.runs() if run.data.tags["green_tune.kind"] == "sweep"]
-    totals = sweeps[-1].data.metrics
+    everything = house.segments(run.info.run_id for run in house.runs())
+    covered_until_s(everything)  # no session has what another one has spent
+    check_parent(house, counted + 2)
+
+
+def check_parent(house: House, counted: int) -> None:
+    """One run is the parent of all others, ended well, and holds the sums over them and itself."""
+    (parent,) = house.runs("sweep")
+    trials, workers = house.runs("trial"), house.runs("worker")
+    assert parent.info.status == parent.data.tags["green_tune.status"] == "FINISHED"
+    for run in (*trials, *workers):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    totals = parent.data.metrics
     for name in ("energy_kwh", "emissions_kg", "runtime_h"):
         parts = [run.data.metrics.get(name, 0.0) for run in trials]
-        parts += [run.data.metrics.get(f"overhead/{name}", 0.0) for run in sweeps]
+        parts += [run.data.metrics.get(f"overhead/{name}", 0.0) for run in (parent, *workers)]
         assert totals[name] == pytest.approx(math.fsum(parts), rel=1e-9)
     assert totals["trials"] == len(trials)
     assert totals["trials_failed"] == sum(run.info.status != "FINISHED" for run in trials)
+    complete = house.trials(TrialState.COMPLETE)
+    given_up = [t for t in house.trials(TrialState.FAIL) if not t.user_attrs["tried_again"]]
+    assert len(complete) + len(given_up) == counted
+    finished = [run.info.run_id for run in trials if run.info.status == "FINISHED"]
+    assert sorted(trial.user_attrs["run_id"] for trial in complete) == sorted(finished)
+
+
+def check_tried_again(house: House) -> None:
+    """What was cut off has one successor, of the same values and linked to it; nothing is stuck.
+
+    A trial that was cut off for the last time has none: it may be what its process died of.
+    """
+    assert house.trials(TrialState.RUNNING, TrialState.WAITING) == []
+    everything = house.trials()
+    for lost in house.trials(TrialState.FAIL):
+        attrs = lost.user_attrs
+        assert attrs["reason"] == "its worker died"
+        later = [t for t in everything if t.user_attrs.get("retry_of_trial") == lost.number]
+        assert attrs["tried_again"] == (attrs.get("attempt", 1) < ATTEMPTS)
+        assert len(later) == attrs["tried_again"]
+        last_run = attrs.get("run_id") or attrs.get("retry_of", "")  # killed before it had one
+        for again in later:
+            assert lost.params.items() <= again.params.items()
+            assert again.user_attrs["retry_of"] == last_run
+            if "run_id" in again.user_attrs:
+                run = house.client.get_run(again.user_attrs["run_id"])
+                assert run.data.tags.get("green_tune.retry_of", "") == last_run
+    known = {t.user_attrs.get("run_id") for t in house.trials(TrialState.FAIL)}
+    for run in house.runs("trial"):
+        if run.info.status != "FINISHED" and run.info.run_id not in known:
+            assert not run.data.params  # killed before the study could know of the run
+
+
+def check_kept(house: House, dead: Sequence[Killed]) -> None:
+    """Whatever a trial had come to before a kill, it has in the end."""
+    finished = house.finished()
+    for killed in dead:
+        assert killed.finished.items() <= finished.items()
 
 
 def lost_s(house: House, killed: Killed) -> float | None:
@@ -354,14 +444,14 @@ def lost_s(house: House, killed: Killed) -> float | None:
 
     None where it had no run yet, or was about to write its first heartbeat, which has its imports.
     """
-    runs, segments = house.runs(killed.pid), house.segments(killed.pid)
-    if not runs:
+    if not killed.made:
         return None
+    session, segments = house.client.get_run(killed.made[0]), house.segments(killed.made)
     if not segments:
         assert killed.run_s < FIRST_S, killed
         return None
-    assert segments[0].run_id == runs[0].info.run_id
-    assert segments[0].started_s < runs[0].info.start_time / 1000
+    assert segments[0].run_id == session.info.run_id
+    assert segments[0].started_s < session.info.start_time / 1000
     lost = killed.at_s - covered_until_s(segments)
     assert -GAP_S < lost < INTERVAL_S + LATE_S, killed
     return lost
@@ -377,10 +467,10 @@ def covered_until_s(segments: Sequence[Segment]) -> float:
 
 def check_figures(house: House, run: Run) -> None:
     """A run's metrics are the sums of its energy.csv; without one it has spent nothing."""
-    rows, metrics, tags = house.rows(run), run.data.metrics, run.data.tags
-    prefix = "overhead/" if tags["green_tune.kind"] == "sweep" else ""
+    rows, metrics, tags = house.rows(run.info.run_id), run.data.metrics, run.data.tags
+    prefix = "overhead/" if kind_of(run) in ("sweep", "worker") else ""
     if not rows:
-        assert run.info.status == "KILLED"
+        assert run.info.status == "FAILED" or kind_of(run) == "sweep"
         assert f"{prefix}energy_kwh" not in metrics
         return
     for name, columns in FIGURES.items():

@@ -12,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from optuna.trial import TrialState
 
 pytestmark = pytest.mark.e2e
 
@@ -160,16 +163,76 @@ def check_trial(project: Path, run: Run) -> None:
 
 def check_parent_artifacts(project: Path, parent: Run, trials: list[Run]) -> None:
     folder = Path(client(project).download_artifacts(parent.info.run_id, "", str(project)))
-    table = json.loads((folder / "trials.json").read_text())
-    front = json.loads((folder / "front.json").read_text())
-    column = table["columns"].index("run_id")
-    assert {row[column] for row in table["data"]} == {run.info.run_id for run in trials}
-    on_front = {row[column] for row in front["data"]}
-    tagged = {run.info.run_id for run in trials if run.data.tags["green_tune.front"] == "true"}
-    assert on_front == tagged
+    assert [row["run_id"] for row in rows_of(folder / "trials.json")] == [
+        run.info.run_id for run in trials
+    ]
+    on_front = {row["run_id"] for row in rows_of(folder / "front.json")}
+    assert on_front == ids([r for r in trials if r.data.tags["green_tune.front"] == "true"])
     best = min(trials, key=lambda run: run.data.metrics["val_loss"])
     assert best.info.run_id in on_front
-    assert (folder / "front.png").stat().st_size > 10_000
+    for figure in ("front", "hypervolume", "parallel", "timeline"):
+        assert (folder / f"{figure}.png").stat().st_size > 10_000
+    assert study_invoice(folder)
+
+
+def study_invoice(folder: Path) -> str:
+    """The text of the invoice, with the country that the kilograms are of."""
+    text = (folder / "invoice.md").read_text(encoding="utf-8")
+    assert "France" in text
+    return text
+
+
+def test_the_best_of_a_random_search_with_a_budget_are_run_again_on_another_seed(
+    project: Path,
+) -> None:
+    asked = {"repeats": "2", "emissions_budget_kg": "1", "early_stop": "true", "sampler": "random"}
+    few = QUICK | {"evals": "3", "trials": "3", "study": "s", "country": "FRA"}
+    done = mlflow_run(project, "sweep", **few, **asked)
+    assert done.returncode == 0, done.stderr
+    assert "3 trials, 0 of them failed" in done.stdout
+    assert "Stopped" not in done.stdout
+    (parent,), trials, again = (runs(project, kind) for kind in ("sweep", "trial", "repeat"))
+    assert asked.items() <= parent.data.params.items()
+    assert {run.data.tags["mlflow.parentRunId"] for run in again} == {parent.info.run_id}
+    assert {run.info.status for run in [*trials, *again]} == {"FINISHED"}
+    total = spent_kg([*trials, *again], [parent])
+    assert parent.data.metrics["emissions_kg"] == pytest.approx(total)
+    folder = Path(client(project).download_artifacts(parent.info.run_id, "", str(project)))
+    check_repeats(folder, trials, again)
+    for figure in ("front", "hypervolume", "parallel", "timeline"):
+        assert (folder / f"{figure}.png").stat().st_size > 10_000
+    assert {row["run_id"] for row in rows_of(folder / "front.json")} <= ids(trials)
+    assert {row["run_id"] for row in rows_of(folder / "trials.json")} == ids(trials)
+    assert study_invoice(folder)
+
+
+def check_repeats(folder: Path, trials: list[Run], again: list[Run]) -> None:
+    """The same configs on seed 1, whose means are in the table."""
+    first = {run.data.tags["green_tune.trial"]: run for run in trials}
+    table = {str(row["trial"]): row for row in rows_of(folder / "repeats.json")}
+    assert sorted(table) == sorted(run.data.tags["green_tune.trial"] for run in again)
+    best = min(trials, key=lambda run: run.data.metrics["val_loss"])
+    assert best.data.tags["green_tune.trial"] in table
+    for run in again:
+        number = run.data.tags["green_tune.trial"]
+        pair = (first[number], run)
+        params = [run.data.params | {"seed": "", "plan.reasons": ""} for run in pair]
+        assert params[0] == params[1]
+        assert [run.data.params["seed"] for run in pair] == ["0", "1"]
+        assert table[number]["seeds"] == 2
+        losses = [run.data.metrics["val_loss"] for run in pair]
+        assert table[number]["val_loss_mean"] == pytest.approx(sum(losses) / 2)
+        assert losses[0] != losses[1]
+
+
+def rows_of(table: Path) -> list[dict[str, Any]]:
+    """The rows of an artifact that MLflow shows as a table."""
+    held = json.loads(table.read_text(encoding="utf-8"))
+    return [dict(zip(held["columns"], row, strict=True)) for row in held["data"]]
+
+
+def ids(found: Sequence[Run]) -> set[str]:
+    return {run.info.run_id for run in found}
 
 
 def check_compare(project: Path, trials: list[Run]) -> None:
@@ -228,6 +291,10 @@ def test_a_stopped_sweep_closes_every_run_with_what_was_spent(
     assert parent.data.tags["green_tune.status"] == "KILLED"
     assert number.name in parent.data.tags["green_tune.error"]
     assert "go on with -P study=s" in out
+    url = f"sqlite:///{project / 'optuna.db'}"
+    stopped, queued = optuna.load_study(storage=url, study_name="s").trials
+    assert (stopped.state, queued.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert queued.user_attrs["retry_of"] == trial.info.run_id
 
 
 def spent_kg(trials: Sequence[Run], sweeps: Sequence[Run]) -> float:
@@ -255,15 +322,22 @@ def test_a_sweep_that_was_killed_is_closed_and_finished_by_the_next(project: Pat
     resumed = mlflow_run(project, "sweep", batch_size="2", **options)
     assert resumed.returncode == 0, resumed.stderr
     assert still_running(project) == []
-    killed, finished = runs(project, "trial")
+    killed, again, other = trials = runs(project, "trial")
     assert killed.data.tags["green_tune.error"] == "its process died"
     assert killed.data.metrics["energy_kwh"] > 0
     assert killed.data.metrics["emissions_kg"] > 0
-    first, parent = runs(project, "sweep")
-    total = spent_kg([killed, finished], [first, parent])
+    assert again.data.tags["green_tune.retry_of"] == killed.info.run_id
+    assert again.data.params == killed.data.params
+    assert "green_tune.retry_of" not in other.data.tags
+    (parent,), (late,) = runs(project, "sweep"), runs(project, "worker")
+    for run in (*trials, late):
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.status == parent.data.tags["green_tune.status"] == "FINISHED"
+    assert "green_tune.error" not in parent.data.tags
+    total = spent_kg(trials, [parent, late])
     assert parent.data.metrics["emissions_kg"] == pytest.approx(total)
-    assert (killed.info.status, finished.info.status) == ("KILLED", "FINISHED")
-    assert "2 trials, 1 of them failed" in resumed.stdout
+    assert [run.info.status for run in trials] == ["FAILED", "FINISHED", "FINISHED"]
+    assert "3 trials, 1 of them failed" in resumed.stdout
 
 
 def test_a_diverging_trial_fails_alone_with_its_energy_and_all_failing_is_an_error(
