@@ -108,6 +108,7 @@ def _study(
         overhead(session, meter, summarise),  # what was found and spent, however it ends
     ):
         from green_tune import sweep as sweeps
+        from green_tune.dominance import Bound
         from green_tune.experiment import describe  # torch, with the run open
         from green_tune.training import Bench
         from green_tune.trials import Trials
@@ -123,7 +124,7 @@ def _study(
             bench=Bench(),
             meter=meter,
             ledger=ledger,
-            bound=_bound(config),
+            bound=Bound() if config.early_stop else None,
             reuse=config.reuse == "auto",
             show=lambda record: click.echo(summary.trial_line(record), err=True),
         )
@@ -249,17 +250,6 @@ def _leave(
     for name, figure in figures.items():
         if figure:
             parent.log_figure(figure, f"{name}.png")
-
-
-def _bound(config: SweepConfig) -> Any:
-    """How sure one must be to end a dominated trial; None where none is ended."""
-    from green_tune.dominance import Bound
-    from green_tune.sweep import ENDED_EARLY
-
-    wanted = config.early_stop == "true" or (
-        config.early_stop == "auto" and config.sampler in ENDED_EARLY
-    )
-    return Bound() if wanted else None
 
 
 def _study_name(asked: str, *parts: str) -> str:

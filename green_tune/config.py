@@ -169,16 +169,14 @@ class SweepConfig(Options):
         "Who proposes trials: green knows their price.",
         choices=("green", "gp", "tpe", "nsga2", "random", "grid"),
     )
-    early_stop: str = option(
-        "auto",
-        "End trials that are dominated whatever they still gain: auto by the sampler.",
-        choices=("auto", "true", "false"),
-    )
+    early_stop: bool = option(True, "End trials that are dominated whatever they still gain.")
     emissions_budget_kg: float = option(
-        0.0, "Most kg CO2e of the whole study; 0: no limit.", low=0.0
+        0.0, "Most kg CO2e of the whole study; 0: no limit.", low=0.0, high=1e9
     )
-    energy_budget_kwh: float = option(0.0, "Most kWh of the whole study; 0: no limit.", low=0.0)
-    timeout_h: float = option(0.0, "Most hours of this command; 0: no limit.", low=0.0)
+    energy_budget_kwh: float = option(
+        0.0, "Most kWh of the whole study; 0: no limit.", low=0.0, high=1e9
+    )
+    timeout_h: float = option(0.0, "Most hours of this command; 0: no limit.", low=0.0, high=1e6)
     warm_start: str = option(
         "auto", "First trials from earlier studies' fronts: auto, never, or a study's name."
     )

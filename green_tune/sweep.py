@@ -17,9 +17,6 @@ from green_tune.study import Outcome, Refuse, Settle, Study, Trial
 
 log = logging.getLogger(__name__)
 
-# Stock `gp` alone loses by it: it takes a stopped trial's end for what its config can reach, which
-# `green` is told instead, and the others hardly learn from (benchmarks/sampling.py).
-ENDED_EARLY = ("green", "tpe", "nsga2", "random", "grid")
 FAILURES = 3  # all of the first trials so many failed: the rest would fail alike
 
 Experiment = Callable[[Trial], Outcome]
