@@ -82,6 +82,7 @@ def _study(
     ended = ""
 
     def summarise() -> None:
+        tracker.close_dead()  # sessions of this study among them, whose spending is still due
         records, overheads = tracker.find(mine), tracker.find(sessions)
         repeated = tracker.find(again)
         tracker.mark_front(records, report.fronts(records))

@@ -6,6 +6,7 @@ reaches the store, not what is measured or trained.
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from green_tune.footprint import Measurement, from_csv, to_csv
 
 log = logging.getLogger(__name__)
 
+TABLES = "mlflow.loggedArtifacts"  # those that its UI shows as tables
 STATUS, ERROR, SESSIONS = "green_tune.status", "green_tune.error", "green_tune.sessions"
 FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
 
@@ -174,11 +176,25 @@ class Run:
             self._client.log_figure(self.id, figure, name)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Writes rows as a table artifact, which the MLflow UI shows as a table."""
-        if rows:
-            columns = {key: [row[key] for row in rows] for key in rows[0]}
-            with named():
-                self._client.log_table(self.id, columns, name)
+        """Writes rows as a table artifact, which the MLflow UI shows as a table.
+
+        MLflow's own `log_table` would append them to those of an earlier session.
+        """
+        if not rows:
+            return
+        data = [[None if _is_nan(value) else value for value in row.values()] for row in rows]
+        table = {"columns": list(rows[0]), "data": data}
+        self.log_text(json.dumps(table), name)
+        with named():
+            tables = json.loads(self._client.get_run(self.id).data.tags.get(TABLES, "[]"))
+        shown = {"path": name, "type": "table"}
+        if shown not in tables:
+            self.set_tags({TABLES: json.dumps([*tables, shown])})
+
+
+def _is_nan(value: object) -> bool:
+    """What JSON has no word for."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -61,7 +61,7 @@ class Tracker:
             store.make_whole(uri, lambda draft: MlflowClient(draft).search_experiments())
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
-            self._close_dead()
+            self.close_dead()
 
     @contextmanager
     def run(
@@ -131,7 +131,8 @@ class Tracker:
             with self.run("sweep", study, asked=asked, tags=tags) as run:
                 first = adopt(run.id)
                 parent = run if first == run.id else self._under(run, name, first)
-                yield parent, run
+                with nullcontext() if parent is run else _ended_alike(parent):
+                    yield parent, run
             self._leave(parent, others())
             return
         parent = self._joined(parent_id)
@@ -152,7 +153,9 @@ class Tracker:
         """The study's own run; opened again, unless another worker has it open."""
         record = self.get(run_id)
         if record.status == "RUNNING" and not worker.is_dead(record.tags.get(WORKER, "")):
-            return Run(self._client, run_id, self.experiment_id, record.name)
+            run = Run(self._client, run_id, self.experiment_id, record.name)
+            run.sessions = 2  # its curves have others' points
+            return run
         with named():
             return self._reopen(run_id)
 
@@ -235,8 +238,8 @@ class Tracker:
             if not (token := page.token):
                 return
 
-    def _close_dead(self) -> None:
-        """Closes the runs that a killed process of this machine left open."""
+    def close_dead(self) -> None:
+        """Closes the runs that killed processes of this machine left open."""
         text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
         for record in self._search(self._experiments(), text):
             if worker.is_dead(record.tags.get(WORKER, "")):

@@ -5,8 +5,8 @@ it and what it came to. Which trial is next, `study` knows; how one is trained, 
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from types import MappingProxyType
 
@@ -104,21 +104,22 @@ class Trials:
             self._meter.account(),
             measured(job, run, self._meter) as bill,
         ):
-            self._study.note(trial, run.id)
             judge = Judge(ends=referee.ends, keeps=referee.keeps)
             run_experiment(job, run, bill, bench=self._bench, judge=judge)
             if referee.verdict:
                 run.set_tags({SAVED_KG: f"{referee.verdict.saved_kg:.6g}"})
         return run.id
 
-    def _run(
-        self, trial: Trial, more: Mapping[str, str] = MappingProxyType({})
-    ) -> AbstractContextManager[Run]:
+    @contextmanager
+    def _run(self, trial: Trial, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Run]:
+        """The run of a trial; the study knows it before anything else is done."""
         number, title = self._titled(trial)
         tags = {STUDY: self._name, TRIAL: number} | dict(more)
         if trial.retry_of:
             tags |= {RETRY_OF: trial.retry_of, NOTE: f"tries run {trial.retry_of} again"}
-        return self._tracker.run(self._kind, title, tags=tags, parent=self._parent)
+        with self._tracker.run(self._kind, title, tags=tags, parent=self._parent) as run:
+            self._study.note(trial, run.id)
+            yield run
 
     def _titled(self, trial: Trial) -> tuple[str, str]:
         """The number of the trial that a run is of, and its name."""
@@ -144,7 +145,6 @@ class Trials:
         more = {REUSED: same.run_id, EVALUATIONS: course, NOTE: note, "pue": repr(job.config.pue)}
         kept = {k: v for k, v in same.tags.items() if k.startswith(earlier.TAKEN_OVER)}
         with self._run(trial, kept | job.intensity.to_tags() | more) as run:
-            self._study.note(trial, run.id)
             run.log_params(job.config.to_params() | job.plan.to_params())
             run.log_metrics(metrics)
         return run.id
