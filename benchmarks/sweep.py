@@ -13,6 +13,7 @@ baseline's trials. What it cost to get there is everything: imports, loading, pr
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -250,8 +251,8 @@ def page(found: Mapping[str, Any], asked: argparse.Namespace, known: Mapping[str
     head = ["task", "seed", "plain g", "green g", "ratio", "ends only", "without setup",
             "green's front"]  # fmt: skip
     rows = [
-        [task, str(seed), f"{r['plain_g']:.3g}", f"{r['green_g']:.3g}", f"{r['ratio']:.2f}",
-         f"{r['ratio_ends']:.2f}", f"{r['ratio_without_setup']:.2f}",
+        [task, str(seed), f"{r['plain_g']:.3g}", f"{r['green_g']:.3g}", _said(r["ratio"]),
+         _said(r["ratio_ends"]), _said(r["ratio_without_setup"]),
          f"{r['green_final']:.2f} x"]
         for task, data in found.items() for seed, r in enumerate(data["compared"])
     ]  # fmt: skip
@@ -266,6 +267,10 @@ def page(found: Mapping[str, Any], asked: argparse.Namespace, known: Mapping[str
     lines += ["", NOTES, "", "## Where it goes", "", *_shares(found)]
     lines += ["", "## Dominated trials", "", *_stops(found)]
     return "\n".join([*lines, "", "; ".join(f"{k}: {v}" for k, v in known.items()), ""])
+
+
+def _said(ratio: float) -> str:
+    return "never" if math.isinf(ratio) else f"{ratio:.2f}"
 
 
 def _shares(found: Mapping[str, Any]) -> list[str]:
@@ -357,7 +362,7 @@ def main() -> None:
     known = facts(device)
     text = page(found, asked, known)
     said = {"facts": known, "at": datetime.now(UTC).isoformat(timespec="seconds"), "found": found}
-    write("sweep", device.name, text, json.loads(json.dumps(said)))
+    write("sweep", device.name, text, json.loads(json.dumps(said), parse_constant=lambda _: None))
     sys.stdout.write(text)
 
 

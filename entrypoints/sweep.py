@@ -87,7 +87,7 @@ def _study(
         repeated = tracker.find(again)
         tracker.mark_front(records, report.fronts(records))
         _leave(parent, records, repeated, overheads, name, list(space))
-        missing = ended or summary.to_go_on(study.missing(config.trials), name)
+        missing = ended or summary.to_go_on(study.missing(_total(config, space)), name)
         click.echo(summary.sweep_summary(records, name, missing, overheads, repeated))
         click.echo(where())
 
@@ -134,8 +134,9 @@ def _study(
         def one(trial: "Trial") -> "Outcome":
             return trials.run(sweeps.configured(job, trial), trial)
 
+        total = _total(config, space)
         with meter.phase("between"):
-            ended = sweeps.run_sweep(study, config.trials, one, trials.settle, ledger.refuse)
+            ended = sweeps.run_sweep(study, total, one, trials.settle, ledger.refuse)
             if config.repeats > 1 and not (ended or study.others()):
                 ended = _repeated(job, space, config, study, trials, ledger)
     if not report.fronts(tracker.find(mine)):
@@ -161,6 +162,11 @@ def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker")
             kinds=("trial",),
         )
         found = [] if config.warm_start == "never" else tracker.find(query)
+        if not found and config.warm_start not in ("auto", "never"):
+            raise ConfigError(
+                f"warm_start={config.warm_start}: the store has no front of that study with "
+                f"{job.source.name} and {job.task.name}; give another, auto or never"
+            )
         return earlier.best_values(found, space) or [earlier.usual(space)]
 
     return open_study(
@@ -172,6 +178,15 @@ def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker")
         seed=job.config.seed,
         first=first,
     )
+
+
+def _total(config: SweepConfig, space: "Space") -> int:
+    """How many trials the study is to have: no more than a grid has points."""
+    if config.sampler != "grid":
+        return config.trials
+    from green_tune import samplers
+
+    return min(config.trials, samplers.grid_size(space))
 
 
 def _repeated(
@@ -237,7 +252,7 @@ def _leave(
     parent.set_tags({"mlflow.note.content": summary.sweep_note(records, overheads, repeated)})
     parent.log_text(invoice.markdown([*records, *repeated], overheads, study=study), "invoice.md")
     parent.log_table(report.rows(records), "trials.json")
-    parent.log_table(report.rows(report.fronts(records)), "front.json")
+    parent.log_table(summary.front_rows(records), "front.json")
     if repeated:
         parent.log_table(summary.repeats_rows(records, repeated), "repeats.json")
     found = importance.importances(records, varied)

@@ -18,7 +18,7 @@ from green_tune.report import (
     overhead_share,
     starred,
 )
-from green_tune.results import REUSED, RunRecord
+from green_tune.results import REUSED, STOPPED_WHY, TRIAL, RunRecord
 
 ON_THE_WAY, CUT, TAKEN = "☆", "◁", "="
 MARKS = {
@@ -80,10 +80,16 @@ def trial_line(record: RunRecord) -> str:
     hyperparameters = " ".join(
         f"{short} {cells.short(record.params[name])}" for name, short in HYPERPARAMETERS.items()
     )
-    return (
+    line = (
         f"{what}: loss {cells.loss(record)}, "
         f"{cells.grams(record)} g{' assumed' * bool(cells.star([record]))}  {hyperparameters}"
     )
+    if record.ended_early:
+        why = f"{record.tags['stopped_early']}: {record.tags.get(STOPPED_WHY, '')}"
+        line += f"\n  ended {why}"
+    elif REUSED in record.tags:
+        line += f"\n  taken over from run {record.tags[REUSED]}"
+    return line
 
 
 def sweep_summary(
@@ -161,6 +167,31 @@ def repeats_rows(
         }
         for spread in repeats.spreads(records, repeated)
     ]
+
+
+def front_rows(records: Sequence[RunRecord]) -> list[dict[str, object]]:
+    """The front's points as rows, the cheapest first, each with where its adapter is."""
+    every = points.points(records)
+    ends = {point.record.run_id: point for point in every}  # the last of each
+    found = []
+    for point in points.front_of(every):
+        own = point is ends[point.record.run_id]
+        run_id = point.record.tags.get(REUSED, point.record.run_id)
+        place = "adapter" if own else f"checkpoints/step-{point.step}"
+        found.append(
+            {
+                "trial": point.record.tags.get(TRIAL, ""),
+                "val_loss": point.val_loss,
+                "emissions_kg": point.emissions_kg,
+                "progress": point.progress,
+                "ended": point.ended,
+                "adapter": f"runs:/{run_id}/{place}",
+                **{name: point.record.params.get(name, "") for name in HYPERPARAMETERS},
+                "step": point.step,
+                "run_id": point.record.run_id,
+            }
+        )
+    return found
 
 
 def sweep_note(

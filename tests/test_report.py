@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from green_tune import cells, points, report, summary
-from green_tune.results import RunRecord
+from green_tune.results import EVALUATIONS, REUSED, Evaluation, RunRecord, to_tag
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 TRIAL = {"batch_size": "8", "accumulation_steps": "2", "learning_rate": "0.00123",
@@ -266,3 +266,33 @@ def test_a_run_says_how_well_it_does_its_task_before_and_after(
 )
 def test_times_are_in_the_unit_that_a_reader_would_choose(hours: float, text: str) -> None:
     assert cells.duration(hours) == text
+
+
+def test_the_front_holds_adapters_on_the_way_and_says_where_each_is() -> None:
+    course = [
+        Evaluation(step=step, progress=step / 20, val_loss=loss, emissions_kg=kg)
+        for step, loss, kg in ((0, 9.0, 0.0), (10, 1.2, 0.0008), (20, 1.0, 0.003))
+    ]
+    best = replace(BEST, tags={**BEST.tags, EVALUATIONS: to_tag(course)})
+    taken = replace(CHEAP, tags={**CHEAP.tags, REUSED: "other"}, metrics={
+        **CHEAP.metrics, "emissions_kg": 0.0005})  # fmt: skip
+    rows = summary.front_rows([best, taken, BEATEN])
+    assert [(row["trial"], row["progress"], row["ended"]) for row in rows] == [
+        ("1", 1.0, True),
+        ("0", 0.5, False),
+        ("0", 1.0, True),
+    ]
+    assert [row["adapter"] for row in rows] == [
+        "runs:/other/adapter",
+        f"runs:/{best.run_id}/checkpoints/step-10",
+        f"runs:/{best.run_id}/adapter",
+    ]
+    table = summary.trials_table([best, taken, BEATEN]).splitlines()
+    assert "☆★" in table[2]
+    assert "=★" in table[3]
+
+
+def test_a_trial_that_was_ended_says_why_on_its_line() -> None:
+    why = {"stopped_early": "after step 5 of 10", "green_tune.stopped": "dominated by #4: ..."}
+    line = summary.trial_line(replace(BEATEN, tags={**BEATEN.tags, **why}))
+    assert line.endswith("\n  ended after step 5 of 10: dominated by #4: ...")

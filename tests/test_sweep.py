@@ -10,8 +10,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from entrypoints import sweep as command
 from green_tune import earlier, repeats, stop
 from green_tune import space as spaces
+from green_tune.config import SweepConfig
 from green_tune.errors import RunFailed, Stopped
 from green_tune.job import Job
 from green_tune.space import Space
@@ -20,6 +22,8 @@ from green_tune.sweep import configured, everything_admitted, identity, nothing_
 
 MakeJob = Callable[..., Job]
 SPACE = spaces.SPACE
+PINNED = {"batch_size": "8", "accumulation_steps": "1", "learning_rate": "1e-3",
+          "warmup_steps": "0", "epochs": "1"}  # fmt: skip
 
 
 @pytest.fixture
@@ -276,3 +280,10 @@ def test_repeats_that_are_too_dear_end_with_the_reason_and_no_other_is_proposed(
     why = run_sweep(again, again.enqueue(pairs), fail, nothing_settled, refuse)
     assert why == "too dear"
     assert refused == [0, 1]
+
+
+def test_a_grid_ends_with_its_last_point() -> None:
+    _, space = spaces.split({**PINNED, "lora_rank": "4,8"})
+    assert command._total(SweepConfig(trials=10, sampler="grid"), space) == 2
+    assert command._total(SweepConfig(trials=1, sampler="grid"), space) == 1
+    assert command._total(SweepConfig(trials=10, sampler="tpe"), space) == 10
