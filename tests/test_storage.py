@@ -51,7 +51,7 @@ POP = (
 study = load()
 while "n" in (trial := study.ask()).user_attrs:
     with storage.Lease(study, trial._trial_id):
-        os.write(1, b"%d\n" % trial.user_attrs["n"])  # in one piece: six write to one pipe
+        os.write(1, b"%d\\n" % trial.user_attrs["n"])  # in one piece: six write to one pipe
         study.tell(trial, 1.0)
 study.tell(trial, state=optuna.trial.TrialState.FAIL)
 """
