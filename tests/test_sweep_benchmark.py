@@ -83,7 +83,7 @@ def test_the_ratio_is_of_what_was_spent_when_the_baselines_front_was_reached() -
 
 
 def test_the_reference_is_made_of_the_baselines_ends() -> None:
-    assert sweep.reference([PLAIN]) == (pytest.approx(2.75), 2.0)
+    assert sweep.reference([PLAIN]) == pytest.approx((2.75, 2.0))
 
 
 def test_phases_say_where_it_went() -> None:
