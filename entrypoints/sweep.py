@@ -223,7 +223,7 @@ def _repeated(
         return runner.run(job.with_config(config), trial)
 
     def refuse(values: "Mapping[str, Any]") -> str:
-        return ledger.refuse(varied(values))
+        return ledger.refuse(varied(values) if values else {})
 
     return sweeps.run_sweep(again, again.enqueue(pairs), one, runner.settle, refuse)
 

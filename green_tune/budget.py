@@ -78,14 +78,14 @@ class Budget:
         if not all(limit >= 0 for limit in astuple(self)):
             raise ValueError(f"a budget is at least 0, not as in {self}")
 
-    def over(self, spent: Amount, expected: Amount = ZERO) -> str:
+    def over(self, spent: Amount, expected: Amount = ZERO, what: str = "the next trial") -> str:
         """Why nothing that takes `expected` may start: one line, empty where it may.
 
         A budget that is used up to the last forbids everything, that which takes nothing too.
         `spent` must hold what running trials are still expected to take, where several run.
         """
         lines = [
-            _broken(f"{option}={limit:g}", unit, limit, gone, more)
+            _broken(f"{option}={limit:g}", unit, limit, (gone, more), what)
             for (option, unit), limit, gone, more in zip(
                 OPTIONS, astuple(self), astuple(spent), astuple(expected), strict=True
             )
@@ -93,7 +93,8 @@ class Budget:
         return "; ".join(filter(None, lines))
 
 
-def _broken(option: str, unit: str, limit: float, spent: float, expected: float) -> str:
+def _broken(option: str, unit: str, limit: float, amounts: tuple[float, float], what: str) -> str:
+    spent, expected = amounts
     left = limit - spent
     if left <= 0:
         return f"{option}: {spent:.3g} {unit} are spent, nothing is left"
@@ -101,7 +102,7 @@ def _broken(option: str, unit: str, limit: float, spent: float, expected: float)
         return ""
     return (
         f"{option}: {spent:.3g} {unit} are spent, {left:.3g} {unit} are left "
-        f"and the next trial is expected to take {expected:.3g} {unit}"
+        f"and {what} is expected to take {expected:.3g} {unit}"
     )
 
 

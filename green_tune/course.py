@@ -18,7 +18,7 @@ from green_tune import patience, stop
 from green_tune.errors import TrainingDiverged
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
-from green_tune.results import Evaluation, TrainResult
+from green_tune.results import OUT_OF_GAIN, Evaluation, TrainResult
 from green_tune.stepper import Stepper
 
 LOGGED_POINTS = 200  # of the loss curve; each costs a device synchronisation
@@ -273,7 +273,7 @@ class Course:
                 seen.best = self._stepper.weights()
             curve = [(loss, spent) for _, loss, _, spent in seen.validations]
             if patience.exhausted(curve, self._min_gain):
-                seen.ended = f"a gram gains less than min_gain_per_g={self._min_gain:g}"
+                seen.ended = f"{OUT_OF_GAIN} than min_gain_per_g={self._min_gain:g}"
 
     def _report(self, metrics: dict[str, float]) -> None:
         self._watch.on_progress(

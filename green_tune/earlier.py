@@ -63,6 +63,7 @@ def usable(records: Iterable[RunRecord]) -> RunRecord | None:
         and {f"{phase}/energy_kwh" for phase in OWN} <= record.metrics.keys()
         and "val_loss" in record.metrics
         and REUSED not in record.tags
+        and "green_tune.sessions" not in record.tags  # each of them had a setup within its course
     ]
     return max(found, key=lambda record: record.started, default=None)
 
@@ -81,13 +82,14 @@ def as_trial(record: RunRecord, basis: Basis) -> tuple[dict[str, float], str]:
 
 
 def _without_start(record: RunRecord, basis: Basis) -> list[Evaluation]:
-    """Its validations with what was spent since the first one."""
+    """Its first and last validation with what was spent since the first."""
     began = record.course[0].emissions_kg
     total = record.metrics["emissions_kg"]
     scale = basis.kg(record.metrics["energy_kwh"]) / total if total else 1.0
+    ends = (record.course[0], record.course[-1])  # of those between, adapters may not be there
     return [
         replace(point, emissions_kg=max(0.0, (point.emissions_kg - began) * scale))
-        for point in record.course
+        for point in ends
     ]
 
 

@@ -18,6 +18,7 @@ from green_tune.meter import Meter
 from green_tune.results import REUSED, SESSION_KINDS, WORKER, RunRecord
 
 READ_S = 0.2  # between looks at the meter, where there is a budget to keep to
+LOOK_S = 30.0  # and at what other workers have spent
 
 Records = Sequence[RunRecord]
 
@@ -36,12 +37,13 @@ class Ledger:
         self._meter = meter
         self._find = find
         self._began_s = time.monotonic()
-        self._read_s = self._began_s
+        self._read_s = self._looked_s = self._began_s
         self._elsewhere = ZERO
         self._price = Price()
 
     def look(self) -> None:
         """Brings what the others have spent, and the price of a trial, up to date."""
+        self._looked_s = time.monotonic()
         trials, sessions = self._find()
         self._price = Price.of([_sample(record) for record in trials if _is_sample(record)])
         others = [record for record in trials if record.tags.get(WORKER) != worker.this()]
@@ -56,21 +58,32 @@ class Ledger:
         return replace(here + self._elsewhere, runtime_h=hours)
 
     def refuse(self, values: Mapping[str, float]) -> str:
-        """Why a trial must not start: it is expected to break a budget; empty where it may."""
-        return self._budget.over(self.spent(), self.expected(values))
+        """Why a trial must not start: it is expected to break a budget; empty where it may.
+
+        Without values: why none can start, because nothing is left.
+        """
+        if self._budget == Budget():
+            return ""
+        if not values:
+            self.look()
+        return self._budget.over(self.spent(), self.expected(values) if values else ZERO)
 
     def expected(self, values: Mapping[str, float]) -> Amount:
         """What a trial is expected to take; nothing while nothing is known."""
         return self._price.expected(values) or ZERO
 
-    def over(self, reserved_kg: float = 0.0) -> str:
-        """Why a trial under way must end now; `reserved_kg` is what its end still takes."""
+    def over(self, reserved_kwh: float = 0.0) -> str:
+        """Why a trial under way must end now; `reserved_kwh` is what its end still takes."""
         if self._budget == Budget():
             return ""
         if time.monotonic() - self._read_s > READ_S:  # the meter's own second is a long time
             self._meter.read()
             self._read_s = time.monotonic()
-        return self._budget.over(self.spent(), Amount(emissions_kg=reserved_kg))
+        if time.monotonic() - self._looked_s > LOOK_S:  # others spend as well
+            self.look()
+        kg = self._meter.basis.kg(reserved_kwh)
+        reserved = Amount(emissions_kg=kg, energy_kwh=reserved_kwh)
+        return self._budget.over(self.spent(), reserved, "its last validation")
 
     def _spent_by(self, record: RunRecord) -> Amount:
         """A run of another worker, or of an earlier session."""
@@ -95,7 +108,7 @@ def _is_sample(record: RunRecord) -> bool:
 
 
 def _sample(record: RunRecord) -> Sample:
-    progress = record.course[-1].progress
+    progress = record.course[-1].progress if record.ended_early else 1.0
     return Sample(values=_values(record), amount=_amount(record), progress=progress)
 
 

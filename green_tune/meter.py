@@ -151,10 +151,9 @@ class Meter:
         """By all accounts together, at the last reading."""
         return self.basis.kg(self.spent_kwh)
 
-    def phase_kg(self, name: str) -> float:
+    def phase_kwh(self, name: str) -> float:
         """By one phase of the current account, at the last reading."""
-        spent = (s.energy_kwh for s in tuple(self._accounts[-1].segments) if s.phase == name)
-        return self.basis.kg(sum(spent))
+        return sum(s.energy_kwh for s in tuple(self._accounts[-1].segments) if s.phase == name)
 
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""

@@ -5,6 +5,7 @@ its validations. It does not know how a training is ended, nor where adapters go
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from green_tune import dominance
@@ -24,7 +25,7 @@ class Referee:
     def __init__(self, others: Sequence[RunRecord], bound: Bound | None, over: Over) -> None:
         done = [record for record in others if record.status == "FINISHED" and record.course]
         self._finished = [record.course for record in done if not record.ended_early]
-        self._archive = {_name(record): record.course for record in done}
+        self._archive = {_name(record): _results(record) for record in done}
         self._bound = bound
         self._over = over
         self._seen = 0
@@ -50,6 +51,13 @@ class Referee:
     def imputed(self, course: Course) -> tuple[float, float] | None:
         """What a trial that was ended would have reached, for the sampler."""
         return dominance.imputed(course, self._finished) if course else None
+
+
+def _results(record: RunRecord) -> Course:
+    """Its validations, as `points` has them: nothing before the first step, its end in full."""
+    *before, last = record.course
+    kg = record.metrics.get("emissions_kg", last.emissions_kg)
+    return [point for point in (*before, replace(last, emissions_kg=kg)) if point.step]
 
 
 def _beats(one: Evaluation, other: Evaluation) -> bool:

@@ -18,6 +18,7 @@ SESSION_KINDS = ("sweep", "worker")  # the first session of a study is its paren
 WORKER, FRONT = "green_tune.worker", "green_tune.front"
 EVALUATIONS = "green_tune.evaluations"  # a run's course
 STOPPED_EARLY, STOPPED_WHY = "stopped_early", "green_tune.stopped"
+OUT_OF_GAIN = "a gram gains less"  # why a training ends itself, by min_gain_per_g
 SAVED_KG = "green_tune.saved_kg"  # forecast of what an early end has saved
 REUSED, RETRY_OF = "green_tune.reused", "green_tune.retry_of"  # another run's id
 FINGERPRINT = "green_tune.fingerprint"
@@ -126,8 +127,9 @@ class RunRecord:
 
     @property
     def ended_early(self) -> bool:
-        """True where it was stopped before the last of its planned steps."""
-        return STOPPED_EARLY in self.tags
+        """True where something outside of its config stopped it before its last planned step."""
+        own = self.tags.get(STOPPED_WHY, "").startswith(OUT_OF_GAIN)
+        return STOPPED_EARLY in self.tags and not own
 
 
 def front(items: Sequence[T], objectives: Callable[[T], tuple[float, ...]]) -> list[T]:

@@ -116,6 +116,10 @@ class Run:
         self._ended.set()
         self.flush()
         self.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
+        self.close(status, ended_s)
+
+    def close(self, status: str, ended_s: float | None = None) -> None:
+        """The last thing that is written of a run."""
         with named():
             ended_ms = int(ended_s * 1000) if ended_s else None
             self._client.set_terminated(self.id, status, end_time=ended_ms)

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 NAMES = ("green", "gp", "tpe", "nsga2", "random", "grid")
 IMPUTED = "imputed"  # a trial's user attribute: [val_loss, emissions_kg] at its planned end
+TOO_DEAR = "too_dear"  # of a trial that was proposed and never began
 EPOCHS = "epochs"
 START = 6  # trials; none from 3 to 10 was clearly better in benchmarks/sampling.py
 POPULATION = 6  # of NSGA-II; Optuna's default of 50 makes a sweep of 40 a random search
@@ -151,8 +152,8 @@ class _Grid:
     def __call__(
         self, study: optuna.Study, trial: FrozenTrial, varied: Distributions, seed: int
     ) -> Params:
-        """The next point that no trial has, whatever became of it."""
-        tried = _tried(study, trial)
+        """The next point that no trial has, whatever became of it; too dear ones come again."""
+        tried = _tried(study, trial, but=TOO_DEAR)
         first = trial.number % len(self._points)
         order = self._points[first:] + self._points[:first]
         new = (point for point in order if not _is_among(tried, point))
@@ -219,9 +220,13 @@ def _after(start: int, build: Callable[..., optuna.samplers.BaseSampler]) -> Mod
     return propose
 
 
-def _tried(study: optuna.Study, trial: FrozenTrial) -> list[Params]:
-    """What the other trials have, or are to have, whatever became of them."""
-    others = (t for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+def _tried(study: optuna.Study, trial: FrozenTrial, but: str = "") -> list[Params]:
+    """What the other trials have, or are to have, whatever became of them.
+
+    Left out are those with the attribute `but`.
+    """
+    trials = study.get_trials(deepcopy=False)
+    others = (t for t in trials if t.number != trial.number and but not in t.user_attrs)
     return [{**other.system_attrs.get("fixed_params", {}), **other.params} for other in others]
 
 

@@ -37,7 +37,7 @@ AWAY = (SQLAlchemyError, OptunaError, StoreError)
 WORKER, RUN, IMPUTED, REASON = "worker", "run_id", "imputed", "reason"
 RETRY_OF, RETRIED_TRIAL, ATTEMPT = "retry_of", "retry_of_trial", "attempt"
 ASKED = "asked_for"  # of a trial that no sampler proposed
-AGAIN, TOO_DEAR = "tried_again", "too_dear"  # of failed trials that do not count
+AGAIN, TOO_DEAR = "tried_again", samplers.TOO_DEAR  # of failed trials that do not count
 RESULT_OF = "result_of_trial"  # of a trial that was taken for lost and ended well
 IDENTITY, PARENT, START = "identity", "parent_run", "start_trials"  # of the study
 
@@ -139,7 +139,7 @@ class Study:
 
         Before that, what dead workers have left is settled: `settle` is given the run of such a
         trial and says what it had come to, if it had ended. `refuse` is given a proposal's values,
-        and says why it must not be started.
+        and says why it must not be started; given none, why nothing can be.
         """
         with self._locked():
             _patiently(lambda: self._settle_lost(settle))
@@ -147,6 +147,8 @@ class Study:
             for _ in range(REFUSALS):
                 if not self.missing(total):
                     return ""
+                if nothing_left := refuse({}):
+                    return nothing_left
                 if not (self._proposes or self._has_queued()):
                     return why
                 trial = self._ask()
@@ -154,6 +156,8 @@ class Study:
                 if not why:
                     return trial
                 self._close(trial, {TOO_DEAR: True, REASON: why})
+                if self._queued_again(trial):
+                    return why  # it would only be next again
             return why
 
     def note(self, trial: Trial, run_id: str) -> None:
@@ -283,6 +287,16 @@ class Study:
             self._note(trial, {AGAIN: again, REASON: why})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
+    def _queued_again(self, trial: Trial) -> bool:
+        """Puts a trial that was queued, and is too dear now, back into the queue."""
+        was = self._frozen(trial)
+        if "fixed_params" not in was.system_attrs:
+            return False
+        kept = (ASKED, RETRY_OF, RETRIED_TRIAL, ATTEMPT)
+        notes = {name: was.user_attrs[name] for name in kept if name in was.user_attrs}
+        self._study.enqueue_trial(was.system_attrs["fixed_params"], user_attrs=notes)
+        return True
+
     def _has_queued(self) -> bool:
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
@@ -385,8 +399,10 @@ def _patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except AWAY as error:
-            if isinstance(error, UpdateFinishedTrialError) or time.monotonic() > until_s:
+            if isinstance(error, UpdateFinishedTrialError):
                 raise
+            if time.monotonic() > until_s:  # the error's own text may hold a part of a password
+                raise StoreError(f"the study's storage does not answer: {_kind(error)}") from None
             log.warning("the study's storage does not answer, trying on: %s", _kind(error))
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, PATIENCE_S / 10)

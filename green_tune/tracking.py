@@ -152,7 +152,7 @@ class Tracker:
     def _joined(self, run_id: str) -> Run:
         """The study's own run; opened again, unless another worker has it open."""
         record = self.get(run_id)
-        if record.status == "RUNNING" and not worker.is_dead(record.tags.get(WORKER, "")):
+        if self._is_open(run_id) and not worker.is_dead(record.tags.get(WORKER, "")):
             run = Run(self._client, run_id, self.experiment_id, record.name)
             run.sessions = 2  # its curves have others' points
             return run
@@ -185,6 +185,11 @@ class Tracker:
         if record.status == "RUNNING" and not worker.is_alive(record.tags.get(WORKER, "")):
             self._bury(record)
         return self.get(run_id)
+
+    def _is_open(self, run_id: str) -> bool:
+        """By MLflow's own status, which is the last thing that the end of a run writes."""
+        with named():
+            return str(self._client.get_run(run_id).info.status) == "RUNNING"
 
     def has(self, run_id: str) -> bool:
         """Whether there is such a run, and nobody has deleted it."""
@@ -276,6 +281,8 @@ class Tracker:
         ended_s = measurement.segments[-1].ended_s if measurement else None
         if record.status == "RUNNING":
             run.end("FAILED", "its process died", ended_s)
+        elif self._is_open(run.id):  # it died between writing how it ended and closing it
+            run.close(record.status, ended_s)
         spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
 
@@ -298,9 +305,9 @@ class Tracker:
         run.sessions = int(found.data.tags.get(SESSIONS, "1")) + 1
         run.spent_kg = found.data.metrics.get("emissions_kg", 0.0)
         run.set_tags({WORKER: worker.this(), SESSIONS: str(run.sessions)})
-        self._client.update_run(run_id, "RUNNING")
-        for key in {STATUS, ERROR} & found.data.tags.keys():
+        for key in {STATUS, ERROR} & found.data.tags.keys():  # first: they would say that it ended
             self._client.delete_tag(run_id, key)
+        self._client.update_run(run_id, "RUNNING")
         return run
 
     def _open(self, name: str, tags: Mapping[str, str], parent: Run | None, *, adopts: bool) -> Run:

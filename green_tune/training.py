@@ -93,7 +93,11 @@ class Bench:
         if self._base is None or not self._base.serves(job):
             self._base = None  # before the next one: both may not fit
             self._base, self._known = Base(job), {}
-        model = self._base.with_adapter(job)
+        try:
+            model = self._base.with_adapter(job)
+        except BaseException:  # half of an adapter may be on it
+            self._base = None
+            raise
         if self._tokens is None or not self._tokens.serve(job):
             self._tokens, self._known = Tokens(job, self._base), {}
         return FineTuner(job, model, self._tokens, self._known)

@@ -104,7 +104,12 @@ class Trials:
             self._meter.account(),
             measured(job, run, self._meter) as bill,
         ):
-            judge = Judge(ends=referee.ends, keeps=referee.keeps)
+            repeats = self._kind != "trial"  # whose validations are no points of the front
+            judge = (
+                Judge(ends=referee.ends)
+                if repeats
+                else Judge(ends=referee.ends, keeps=referee.keeps)
+            )
             run_experiment(job, run, bill, bench=self._bench, judge=judge)
             if referee.verdict:
                 run.set_tags({SAVED_KG: f"{referee.verdict.saved_kg:.6g}"})
@@ -130,7 +135,7 @@ class Trials:
 
     def _over(self, validations: int) -> str:
         """Why the trial under way must end; one more validation will still have to be paid."""
-        return self._ledger.over(self._meter.phase_kg("eval") / max(1, validations))
+        return self._ledger.over(self._meter.phase_kwh("eval") / max(1, validations))
 
     def _same(self, job: Job) -> RunRecord | None:
         if not self._reuse:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from green_tune import loading, probe, training
+from green_tune import loading, lora, probe, training
 from green_tune.course import Progress, Watch
 from green_tune.errors import OutOfMemory, TrainingDiverged
 from green_tune.job import Job
@@ -124,3 +124,20 @@ def test_a_training_that_failed_leaves_the_bench_as_it_was(
     job = make_job()
     shared = trained(bench.load(job), tmp_path / "shared")
     assert shared[0] == trained(training.load(job), tmp_path / "alone")[0]
+
+
+def test_a_base_that_an_adapter_was_half_put_on_is_not_used_again(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, fuse = Bench(), lora.fuse
+    before = bench.load(make_job()).loss.base
+
+    def fail(model: Any) -> int:
+        raise OutOfMemory("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "fuse", fail)
+        with pytest.raises(OutOfMemory):
+            bench.load(make_job(lora_rank=64))
+    assert lora.fuse is fuse
+    assert bench.load(make_job()).loss.base is not before

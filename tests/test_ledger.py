@@ -1,6 +1,7 @@
 """A sweep's account book, over a made-up meter and made-up runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,20 @@ import pytest
 
 from green_tune import worker
 from green_tune.config import SweepConfig
+from green_tune.footprint import Basis
 from green_tune.ledger import Ledger
-from green_tune.results import EVALUATIONS, REUSED, WORKER, Evaluation, RunRecord, to_tag
+from green_tune.results import (
+    EVALUATIONS,
+    REUSED,
+    STOPPED_EARLY,
+    WORKER,
+    Evaluation,
+    RunRecord,
+    to_tag,
+)
 
 KG_PER_KWH = 0.5
+BASIS = Basis(g_per_kwh=500.0)
 HALF = Evaluation(step=2, progress=0.5, val_loss=1.0, emissions_kg=0.1)
 WHOLE = Evaluation(step=4, progress=1.0, val_loss=0.9, emissions_kg=0.2)
 
@@ -47,7 +58,7 @@ def a_run(
 def a_ledger(*records: RunRecord, here_kwh: float = 0.0, **options: float) -> Ledger:
     """The book of a sweep whose own meter stands at `here_kwh`."""
     meter: Any = SimpleNamespace(
-        spent_kwh=here_kwh, spent_kg=here_kwh * KG_PER_KWH, read=lambda: None
+        spent_kwh=here_kwh, spent_kg=here_kwh * KG_PER_KWH, read=lambda: None, basis=BASIS
     )
     trials = [record for record in records if record.kind == "trial"]
     sessions = [record for record in records if record.kind != "trial"]
@@ -114,7 +125,9 @@ def test_a_trial_without_a_result_or_figures_teaches_no_price(useless: RunRecord
 
 
 def test_a_trial_that_was_ended_half_way_teaches_what_a_whole_one_takes() -> None:
-    ledger = a_ledger(a_run(2, course=[HALF], who=worker.this()))
+    half = a_run(2, course=[HALF], who=worker.this())
+    cut = replace(half, tags={**half.tags, STOPPED_EARLY: "after step 2 of 4"})
+    ledger = a_ledger(cut)
     assert ledger.expected({"epochs": 1}).energy_kwh == pytest.approx(4)
 
 
@@ -143,8 +156,8 @@ def test_a_trial_that_a_budget_allows_is_not_refused() -> None:
 
 def test_a_trial_under_way_ends_when_what_its_end_takes_is_no_longer_left() -> None:
     ledger = a_ledger(here_kwh=8, emissions_budget_kg=5)
-    assert ledger.over(0.9) == ""
-    assert "1 kg are left" in ledger.over(1.1)
+    assert ledger.over(1.8) == ""
+    assert "1 kg are left and its last validation is expected to take 1.1 kg" in ledger.over(2.2)
     assert "nothing is left" in a_ledger(here_kwh=10, emissions_budget_kg=5).over()
 
 
@@ -156,6 +169,7 @@ def test_a_trial_under_way_is_judged_by_a_fresh_reading_where_there_is_a_budget(
 
     class Meter:
         spent_kwh = spent_kg = 0.0
+        basis = BASIS
 
         def read(self) -> None:
             readings.append(now_s[0])
@@ -176,7 +190,7 @@ def test_a_trial_under_way_is_judged_by_a_fresh_reading_where_there_is_a_budget(
 
 
 def test_a_budget_counts_what_the_others_have_spent_since() -> None:
-    meter: Any = SimpleNamespace(spent_kwh=0.0, spent_kg=0.0, read=lambda: None)
+    meter: Any = SimpleNamespace(spent_kwh=0.0, spent_kg=0.0, read=lambda: None, basis=BASIS)
     trials: list[RunRecord] = []
     ledger = Ledger(SweepConfig(energy_budget_kwh=2), meter, lambda: (trials, []))
     ledger.look()

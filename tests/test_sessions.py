@@ -264,3 +264,14 @@ def test_of_two_sessions_that_begin_at_once_one_is_below_the_other(store_uri: st
     record = tracker.get(own.id)
     assert (record.kind, record.parent_id, record.name) == ("worker", first.id, "worker of s")
     assert tracker.get(first.id).status == record.status == "FINISHED"
+
+
+def test_a_run_whose_process_died_between_writing_its_end_and_closing_it_is_closed(
+    store_uri: str,
+) -> None:
+    client = MlflowClient(store_uri)
+    tags = {KIND: "trial", "green_tune.worker": DEAD, "green_tune.status": "FINISHED"}
+    run_id = client.create_run("0", tags=tags, run_name="dead").info.run_id
+    record = Tracker(store_uri).bury(run_id)
+    assert record is not None
+    assert record.status == status_of(store_uri, run_id) == "FINISHED"

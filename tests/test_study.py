@@ -17,7 +17,7 @@ from postgres import Postgres
 from sqlalchemy.exc import OperationalError
 
 from green_tune import encoding, storage, study, worker
-from green_tune.errors import ConfigError
+from green_tune.errors import ConfigError, StoreError
 from green_tune.space import SPACE
 from green_tune.study import ATTEMPTS, IMPUTED, REFUSALS, Outcome, Settle, Study, Trial, open_study
 
@@ -332,6 +332,8 @@ def test_what_is_too_dear_is_not_counted_and_the_last_reason_is_given(file: str)
     asked: list[Mapping[str, Any]] = []
 
     def refuse(values: Mapping[str, Any]) -> str:
+        if not values:
+            return ""  # something is left, for cheaper ones
         asked.append(values)
         return f"too dear: {len(asked)}"
 
@@ -343,15 +345,20 @@ def test_what_is_too_dear_is_not_counted_and_the_last_reason_is_given(file: str)
     assert len(asked) == REFUSALS
 
 
+def test_where_nothing_is_left_nothing_is_proposed(file: str) -> None:
+    own = a_study(file)
+    own.enqueue([USUAL])
+    assert own.claim(TOTAL, unsettled, lambda values: "nothing is left") == "nothing is left"
+    assert states(file) == ["WAITING"]
+
+
 def test_what_was_asked_for_is_queued_once_but_again_where_it_was_too_dear(file: str) -> None:
     own = a_study(file)
     asked = [USUAL | {"epochs": epochs} for epochs in (1, 2)]
     assert own.enqueue(asked) == own.enqueue(asked[:1]) == own.enqueue([*asked, *asked]) == 2
     own.tell(claimed(own), OUTCOME)
-    dear = lambda values: "too dear" if values["epochs"] == 2 else ""  # noqa: E731
-    other = own.claim(TOTAL, unsettled, dear)
-    assert isinstance(other, Trial)
-    own.tell(other, OUTCOME)
+    dear = lambda values: "too dear" if values.get("epochs") == 2 else ""  # noqa: E731
+    assert own.claim(TOTAL, unsettled, dear) == "too dear"
     assert a_study(file).enqueue(asked) == 2
     assert claimed(own).values["epochs"] == 2
 
@@ -501,7 +508,7 @@ def test_a_database_that_stays_away_is_given_up(file: str, monkeypatch: pytest.M
     trial = claimed(own)
     monkeypatch.setattr(study, "PATIENCE_S", 0.0)
     monkeypatch.setattr(own._study, "tell", fail_at(range(1, 99), own._study.tell, away()))
-    with pytest.raises(OperationalError):
+    with pytest.raises(StoreError, match="does not answer"):
         own.tell(trial, OUTCOME)
     assert not trial.lease._exit_callbacks  # type: ignore[attr-defined]  # no more heartbeats
 

@@ -215,7 +215,7 @@ def test_proposals_that_are_too_dear_are_not_started(make_job: MakeJob, url: str
         return formula(job, trial)
 
     def refuse(values: Mapping[str, Any]) -> str:
-        return "too dear" if values["epochs"] > 1 else ""
+        return "too dear" if values.get("epochs", 1) > 1 else ""
 
     study = run(make_job(), url, 6, note, refuse=refuse, sampler="random")
     assert set(ran) == {1}
@@ -273,13 +273,15 @@ def test_repeats_that_are_too_dear_end_with_the_reason_and_no_other_is_proposed(
     refused: list[int] = []
 
     def refuse(values: Mapping[str, Any]) -> str:
+        if not values:
+            return ""
         refused.append(values["trial"])
         return "too dear"
 
     fail = lambda *_: pytest.fail("was started")  # noqa: E731
     why = run_sweep(again, again.enqueue(pairs), fail, nothing_settled, refuse)
     assert why == "too dear"
-    assert refused == [0, 1]
+    assert refused == [0]  # it is back in the queue, for a larger budget
 
 
 def test_a_grid_ends_with_its_last_point() -> None:
