@@ -18,6 +18,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from green_tune import worker
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +93,12 @@ class House:
         raise AssertionError(f"step {step} was never reached")
 
     def _reached(self) -> int:
-        open_runs = [run for run in self.runs("train") if run.info.status == "RUNNING"]
+        open_runs = [
+            run
+            for run in self.runs("train")
+            if run.info.status == "RUNNING"
+            and not worker.is_dead(run.data.tags["green_tune.worker"])  # killed a moment ago
+        ]
         points = [self.client.get_metric_history(r.info.run_id, "train_loss") for r in open_runs]
         return max((point.step for history in points for point in history), default=0)
 
