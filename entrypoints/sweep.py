@@ -64,7 +64,7 @@ def _sweep(asked: dict[str, str]) -> None:
 def _study(
     job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
 ) -> None:
-    from green_tune import report, store, summary, views
+    from green_tune import store, summary, views
     from green_tune.bill import overhead
     from green_tune.ledger import Ledger
     from green_tune.query import Query
@@ -85,7 +85,7 @@ def _study(
         tracker.close_dead()  # sessions of this study among them, whose spending is still due
         records, overheads = tracker.find(mine), tracker.find(sessions)
         repeated = tracker.find(again)
-        tracker.mark_front(records, report.fronts(records))
+        tracker.mark_front(records, summary.on_front(records))
         _leave(parent, records, repeated, overheads, name, list(space))
         missing = ended or summary.to_go_on(study.missing(_total(config, space)), name)
         click.echo(summary.sweep_summary(records, name, missing, overheads, repeated))
@@ -139,7 +139,7 @@ def _study(
             ended = sweeps.run_sweep(study, total, one, trials.settle, ledger.refuse)
             if config.repeats > 1 and not (ended or study.others()):
                 ended = _repeated(job, space, config, study, trials, ledger)
-    if not report.fronts(tracker.find(mine)):
+    if not summary.on_front(tracker.find(mine)):
         reason = "each one's reason is in its run" if ended == "" else ended
         raise RunFailed(f"no trial of {name} finished: {reason}")
 

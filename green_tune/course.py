@@ -125,6 +125,7 @@ class Course:
         self._watch = watch
         self._min_gain = tuner.job.config.min_gain_per_g
         self._seen = _Seen()
+        self._evaluations: list[Evaluation] = []
         self._resumed_s = time.perf_counter()
 
     @property
@@ -137,6 +138,7 @@ class Course:
         if kept := self._watch.kept:
             self._stepper.restore(kept["stepper"])
             self._seen = _Seen(**kept["seen"])
+            self._evaluations = [self._evaluation(row) for row in self._seen.validations]
 
     def begin(self) -> None:
         """Validates before the first step, or where an earlier session was about to."""
@@ -158,7 +160,7 @@ class Course:
         """Validates where it is due, and has the state kept."""
         if self._is_due():
             self._pause(self._validate)
-        if not self._seen.ended and (why := self._watch.ends(self._evaluations())):
+        if not self._seen.ended and (why := self._watch.ends(self._evaluations)):
             self._end(why)
         if self._watch.due():
             self.keep()
@@ -169,16 +171,14 @@ class Course:
             self._pause(self._validate)
         self._seen.ended = why
 
-    def _evaluations(self) -> list[Evaluation]:
-        return [
-            Evaluation(
-                step=int(step),
-                progress=step / self._tuner.steps,
-                val_loss=loss,
-                emissions_kg=grams / GRAMS_PER_KG,
-            )
-            for step, loss, _, grams in self._seen.validations
-        ]
+    def _evaluation(self, row: Sequence[float]) -> Evaluation:
+        step, loss, _, grams = row
+        return Evaluation(
+            step=int(step),
+            progress=step / self._tuner.steps,
+            val_loss=loss,
+            emissions_kg=grams / GRAMS_PER_KG,
+        )
 
     def keep(self) -> None:
         """Hands on how to make the state."""
@@ -211,7 +211,7 @@ class Course:
             adapter_step=int(step),
             steps_planned=tuner.steps,
             ended_because=seen.ended,
-            course=tuple(self._evaluations()),
+            course=tuple(self._evaluations),
             train_tokens=sum(useful for useful, _ in counted),
             processed_tokens=sum(processed for _, processed in counted),
             micro_batch_halvings=stepper.halvings,
@@ -261,11 +261,12 @@ class Course:
         with stop.held():  # what is kept has all of a validation, or nothing of it
             self._take(validation, grams)
         if self.done:
-            self._watch.shelve(self._evaluations()[-1], self._tuner.save)
+            self._watch.shelve(self._evaluations[-1], self._tuner.save)
 
     def _take(self, validation: Validation, grams: float) -> None:
         seen = self._seen
         seen.validations.append([self.done, validation.loss, validation.bits_per_byte, grams])
+        self._evaluations.append(self._evaluation(seen.validations[-1]))
         self._report({"val_loss": validation.loss, "val_bits_per_byte": validation.bits_per_byte})
         if self._min_gain:
             losses = [row[1] for row in seen.validations]

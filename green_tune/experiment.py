@@ -93,32 +93,32 @@ def run_experiment(
     if not kept:
         before = _quality(tuner, phase)
         run.log_metrics({f"start_{name}": value for name, value in before.items()})
-    shelf = _Shelf(run, judge, phase)
-    with _Bar(job, run, bill.meter, tuner.steps) as bar, shelf, phase("train"):
-        result = tuner.fit(
-            Watch(
-                on_progress=bar.update,
-                phase=phase,
-                spent_g=lambda: (run.spent_kg + bill.meter.emitted_kg) * GRAMS_PER_KG,
-                kept=kept,
-                keep=keeper.keep,
-                due=keeper.due,
-                ends=judge.ends,
-                shelve=shelf.put,
+    with _Shelf(run, judge, phase) as shelf:
+        with _Bar(job, run, bill.meter, tuner.steps) as bar, phase("train"):
+            result = tuner.fit(
+                Watch(
+                    on_progress=bar.update,
+                    phase=phase,
+                    spent_g=lambda: (run.spent_kg + bill.meter.emitted_kg) * GRAMS_PER_KG,
+                    kept=kept,
+                    keep=keeper.keep,
+                    due=keeper.due,
+                    ends=judge.ends,
+                    shelve=shelf.put,
+                )
             )
-        )
-    run.log_metrics(result.to_metrics(), step=result.steps)
-    _note_end(result, run)
-    try:
-        with phase("save"):
-            _save_adapter(tuner, run)
-            shelf.hand_over(result)
-        from_everywhere(None)  # all wait, and are measured, until it is saved
-        run.log_metrics(_quality(tuner, phase), step=result.steps)
-    except Stopped:
-        with stop.held():
-            keeper.keep(tuner.state)  # the next session has only this to do again
-        raise
+        run.log_metrics(result.to_metrics(), step=result.steps)
+        _note_end(result, run)
+        try:
+            with phase("save"):
+                _save_adapter(tuner, run)
+                shelf.hand_over(result)
+            from_everywhere(None)  # all wait, and are measured, until it is saved
+            run.log_metrics(_quality(tuner, phase), step=result.steps)
+        except Stopped:
+            with stop.held():
+                keeper.keep(tuner.state)  # the next session has only this to do again
+            raise
     bill.together = from_everywhere
     return result
 
@@ -223,8 +223,8 @@ class _Shelf:
     def __enter__(self) -> "_Shelf":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind and self._folder:
+    def __exit__(self, *_: object) -> None:
+        if self._folder:
             shutil.rmtree(self._folder)
 
     def put(self, evaluation: Evaluation, save: Callable[[Path], None]) -> None:
@@ -244,7 +244,6 @@ class _Shelf:
             shutil.rmtree(last)
         if any(self._folder.iterdir()):
             self._run.log_folder(self._folder, CHECKPOINTS)
-        shutil.rmtree(self._folder)
 
 
 class _Keeper:

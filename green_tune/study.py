@@ -178,18 +178,18 @@ class Study:
                 with self._locked():
                     _patiently(lambda: self._keep(trial, values, notes))
 
-    def fail(self, trial: Trial, why: str, *, again: bool) -> None:
-        """The trial has no result; `again` where that was not its own fault.
+    def fail(self, trial: Trial, why: str) -> None:
+        """The trial has no result, by its own fault: it counts, and is not tried again."""
+        self._close(trial, {REASON: why})
 
-        Whoever is stopped does not wait for a database that is away: the next worker gives the
-        trial back.
+    def give_up(self, trial: Trial, why: str, settle: Settle) -> None:
+        """This worker ends; its trial is told if it had come to an end before, else tried again.
+
+        Whoever is stopped does not wait for a database that is away: the next worker does it then.
         """
-        if not again:
-            self._close(trial, {REASON: why})
-            return
         try:
             with trial.lease, storage.locked(self._url):
-                self._give_back(self._frozen(trial), why)
+                self._settle(self._frozen(trial), settle, why)
         except AWAY as error:
             log.warning("trial %d is left to the next worker: %s", trial.number, _kind(error))
 
@@ -250,14 +250,17 @@ class Study:
     def _settle_lost(self, settle: Settle) -> None:
         """What dead workers left running: told where it had ended, else given back."""
         for trial in self._lost():
-            outcome = settle(str(trial.user_attrs.get(RUN, "")))
-            if outcome is None:
-                self._give_back(trial, "its worker died")
-                continue
+            self._settle(trial, settle, "its worker died")
+
+    def _settle(self, trial: FrozenTrial, settle: Settle, why: str) -> None:
+        outcome = settle(str(trial.user_attrs.get(RUN, "")))
+        if outcome is None:
+            self._give_back(trial, why)
+            return
+        with suppress(ValueError, UpdateFinishedTrialError):  # it was alive after all, and told
             if outcome.imputed:
                 self._note(trial, {IMPUTED: list(outcome.imputed)})
-            with suppress(ValueError, UpdateFinishedTrialError):  # it was alive after all
-                self._study.tell(trial.number, [outcome.val_loss, outcome.emissions_kg])
+            self._study.tell(trial.number, [outcome.val_loss, outcome.emissions_kg])
 
     def _lost(self) -> list[FrozenTrial]:
         late = storage.lost(self._study)  # by their leases; one here may only have been suspended

@@ -13,7 +13,6 @@ from green_tune.report import (
     MARK,
     cost,
     footnotes,
-    fronts,
     modelled,
     overhead_share,
     starred,
@@ -29,22 +28,27 @@ MARKS = {
 }
 
 
+def on_front(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The trials with a point on the front: their end, or an adapter on the way."""
+    there = {point.record.run_id for point in points.front_of(points.points(records))}
+    return [record for record in records if record.run_id in there]
+
+
 def trials_table(records: Sequence[RunRecord], width: int = 80) -> str:
     """A sweep's trials, one a line, those on the front marked."""
     table = cells.new_table(
         "#", "", "val loss", f"g CO2e{cells.star(records)}", "time", *HYPERPARAMETERS.values()
     )
     marks = _marks(records)
-    on_front = {run_id for run_id, mark in marks.items() if MARK in mark}
     for record in records:
         table.add_row(
             record.tags.get("green_tune.trial", ""),
-            marks.get(record.run_id, ""),
+            marks[record.run_id],
             cells.loss(record),
             cells.grams(record),
             cells.time(record),
             *(cells.short(record.params.get(name, "")) for name in HYPERPARAMETERS),
-            style="bold" if record.run_id in on_front else "",
+            style="bold" if MARK in marks[record.run_id] else "",
         )
     return cells.to_text(table, width)
 
@@ -207,5 +211,5 @@ def sweep_note(
         f"{modelled(records)}.\n\n"
         + "".join(f"- {line}\n" for line in invoice.findings(records))
         + "\nThe Pareto front:\n\n"
-        f"```\n{trials_table(fronts(records))}\n```\n\n" + "; ".join(starred(records))
+        f"```\n{trials_table(on_front(records))}\n```\n\n" + "; ".join(starred(records))
     )

@@ -43,11 +43,11 @@ def run_sweep(
             study.tell(trial, experiment(trial))
         except RunFailed as error:
             log.warning("trial %d failed: %s", trial.number, error)
-            study.fail(trial, str(error), again=False)
+            study.fail(trial, str(error))
             _check_any_succeeds(study)
         except BaseException as error:
             with stop.held():
-                study.fail(trial, f"{type(error).__name__}: {error}", again=True)
+                study.give_up(trial, f"{type(error).__name__}: {error}", settle)
             raise
 
 

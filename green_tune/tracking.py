@@ -17,10 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import (
-    LifecycleStage,
-    ViewType,
-)
+from mlflow.entities import LifecycleStage, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
@@ -29,14 +26,7 @@ from green_tune import gates, heartbeat, stop, store, worker
 from green_tune.errors import StoreError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
 from green_tune.query import Query
-from green_tune.results import (
-    FRONT,
-    KIND,
-    SESSION_KINDS,
-    STUDY,
-    WORKER,
-    RunRecord,
-)
+from green_tune.results import FRONT, KIND, SESSION_KINDS, STUDY, WORKER, RunRecord
 from green_tune.run import ERROR, SESSIONS, STATUS, Run, line, named, read_text
 
 log = logging.getLogger(__name__)
@@ -152,7 +142,7 @@ class Tracker:
     def _joined(self, run_id: str) -> Run:
         """The study's own run; opened again, unless another worker has it open."""
         record = self.get(run_id)
-        if self._is_open(run_id) and not worker.is_dead(record.tags.get(WORKER, "")):
+        if record.status == "RUNNING" and not worker.is_dead(record.tags.get(WORKER, "")):
             run = Run(self._client, run_id, self.experiment_id, record.name)
             run.sessions = 2  # its curves have others' points
             return run
@@ -182,7 +172,7 @@ class Tracker:
         if not (run_id and self.has(run_id)):
             return None
         record = self.get(run_id)
-        if record.status == "RUNNING" and not worker.is_alive(record.tags.get(WORKER, "")):
+        if self._is_open(run_id) and not worker.is_alive(record.tags.get(WORKER, "")):
             self._bury(record)
         return self.get(run_id)
 

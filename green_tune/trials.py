@@ -4,7 +4,6 @@ It joins the trial with its run in the store: what was reused, what was cut off 
 it and what it came to. Which trial is next, `study` knows; how one is trained, `experiment`.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -32,8 +31,6 @@ from green_tune.run import Run
 from green_tune.study import Outcome, Study, Trial
 from green_tune.tracking import NOTE, Tracker
 from green_tune.training import Bench
-
-log = logging.getLogger(__name__)
 
 
 class Trials:

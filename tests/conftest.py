@@ -90,6 +90,15 @@ def postgres_url(postgres: Postgres) -> str:
     return postgres.new_database()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database for a study, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'optuna.db'}"
+    address: str = request.getfixturevalue("postgres_url")
+    return address
+
+
 @pytest.fixture
 def make_job() -> Callable[..., Job]:
     """A real job on the CPU, small unless told otherwise."""

@@ -23,15 +23,6 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'optuna.db'}"
-    address: str = request.getfixturevalue("postgres_url")
-    return address
-
-
 def new_study(url: str) -> optuna.Study:
     return optuna.create_study(storage=open_storage(url))
 

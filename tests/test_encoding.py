@@ -3,26 +3,12 @@
 from typing import Any
 
 import optuna
+from dimensions import CHOICES, dimension, space_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from green_tune.encoding import decode, distributions, encode, suggest
-from green_tune.space import SPACE, Dimension, Space
-
-
-def dimension(name: str, scale: Any, *values: Any) -> Dimension:
-    return Dimension(name=name, scale=scale, values=values)
-
-
-def space_of(*dimensions: Dimension) -> Space:
-    return {one.name: one for one in dimensions}
-
-
-CHOICES = space_of(
-    dimension("batch_size", "choice", 8, 2, 16),
-    dimension("epochs", "choice", 1, 2, 3),
-    dimension("init", "choice", "gaussian", "zero"),
-)
+from green_tune.space import SPACE, Dimension
 
 
 def dimensions() -> st.SearchStrategy[Dimension]:

@@ -14,7 +14,7 @@ from green_tune import course, heartbeat, nvml, stop, training
 from green_tune.bill import measured
 from green_tune.emissions import CrossCheck
 from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
-from green_tune.experiment import run_experiment
+from green_tune.experiment import Judge, run_experiment
 from green_tune.footprint import PHASES, from_csv
 from green_tune.job import Job
 from green_tune.meter import Meter
@@ -267,3 +267,27 @@ def test_a_gpu_is_trained_on_and_its_energy_counted(
     )
     watts = record.metrics["train/energy_gpu_kwh"] * 1000 / record.metrics["train/runtime_h"]
     assert 0 < watts < 1.1 * record.metrics["gpu_power_limit_w"]
+
+
+def test_adapters_on_the_way_are_kept_where_they_are_wanted_and_leave_nothing_behind(
+    make_job: MakeJob, store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    job = make_job(evals=3, quality_examples=0)
+    tracker, judge = Tracker(store_uri), Judge(keeps=lambda course: course[-1].step == 2)
+    with Meter.of(job) as meter:
+        meter.open()
+        with tracker.run("trial", "one") as kept, measured(job, kept, meter) as bill:
+            run_experiment(job, kept, bill, judge=judge)
+        meter.open()
+        monkeypatch.setattr("green_tune.experiment._save_adapter", lambda *_: 1 / 0)
+        with (
+            pytest.raises(ZeroDivisionError),
+            tracker.run("trial", "two") as lost,
+            measured(job, lost, meter) as bill,
+        ):
+            run_experiment(job, lost, bill, judge=judge)
+    client = MlflowClient(store_uri)
+    files = {file.path for file in client.list_artifacts(kept.id, "checkpoints")}
+    assert files == {"checkpoints/step-2"}
+    assert not list(tmp_path.glob("green-tune-shelf-*"))

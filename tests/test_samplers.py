@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from dimensions import CHOICES, dimension, space_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from green_tune import encoding, samplers
 from green_tune.results import hypervolume
 from green_tune.samplers import IMPUTED, NAMES, Green
-from green_tune.space import SPACE, Dimension, Space
+from green_tune.space import SPACE, Space
 
 Objective = Callable[[dict[str, Any]], tuple[float, float]]
 
@@ -22,21 +23,6 @@ SMALL = {
     name: SPACE[name] for name in ("learning_rate", "epochs", "batch_size", "accumulation_steps")
 }
 MODELS = ("green", "gp", "tpe", "nsga2")
-
-
-def dimension(name: str, scale: Any, *values: Any) -> Dimension:
-    return Dimension(name=name, scale=scale, values=values)
-
-
-def space_of(*dimensions: Dimension) -> Space:
-    return {one.name: one for one in dimensions}
-
-
-CHOICES = space_of(
-    dimension("batch_size", "choice", 8, 2, 16),
-    dimension("epochs", "choice", 1, 2, 3),
-    dimension("init", "choice", "gaussian", "zero"),
-)
 
 
 def formula(values: dict[str, Any]) -> tuple[float, float]:

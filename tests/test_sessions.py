@@ -269,9 +269,14 @@ def test_of_two_sessions_that_begin_at_once_one_is_below_the_other(store_uri: st
 def test_a_run_whose_process_died_between_writing_its_end_and_closing_it_is_closed(
     store_uri: str,
 ) -> None:
-    client = MlflowClient(store_uri)
-    tags = {KIND: "trial", "green_tune.worker": DEAD, "green_tune.status": "FINISHED"}
-    run_id = client.create_run("0", tags=tags, run_name="dead").info.run_id
-    record = Tracker(store_uri).bury(run_id)
-    assert record is not None
-    assert record.status == status_of(store_uri, run_id) == "FINISHED"
+    tracker, ended = Tracker(store_uri), {"green_tune.status": "FINISHED"}
+    here, there = (
+        MlflowClient(store_uri).create_run(
+            "0", tags={KIND: "trial", "green_tune.worker": who} | ended, run_name="dead"
+        )
+        for who in (DEAD, ELSEWHERE)
+    )
+    tracker.bury(there.info.run_id)
+    tracker.close_dead()
+    for run in (here, there):
+        assert status_of(store_uri, run.info.run_id) == "FINISHED"

@@ -54,15 +54,6 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'optuna.db'}"
-    address: str = request.getfixturevalue("postgres_url")
-    return address
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'optuna.db'}"
@@ -241,6 +232,22 @@ def test_a_trial_that_had_ended_when_its_worker_was_killed_is_told_and_not_tried
     assert own.missing(TOTAL) == TOTAL - 2
 
 
+def test_who_is_stopped_after_its_trial_had_ended_tells_it(file: str) -> None:
+    own = a_study(file)
+    trial = claimed(own)
+    own.note(trial, "its run")
+    asked: list[str] = []
+
+    def ended(run_id: str) -> Outcome:
+        asked.append(run_id)
+        return OUTCOME
+
+    own.give_up(trial, "stopped", ended)
+    assert asked == ["its run"]
+    assert states(file) == ["COMPLETE"]
+    assert own.missing(TOTAL) == TOTAL - 1
+
+
 def test_what_a_settled_trial_would_have_reached_is_kept_for_the_sampler(
     file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,8 +319,8 @@ def test_a_failure_that_comes_after_its_trial_was_given_back_does_not_end_the_sw
         patch.setattr(storage, "LEASE_S", -1.0)
         patch.setattr(worker, "is_alive", lambda identity: False)  # as from elsewhere
         other._settle_lost(unsettled)
-    own.fail(slow[0], "it diverged", again=False)
-    own.fail(slow[1], "stopped", again=True)
+    own.fail(slow[0], "it diverged")
+    own.give_up(slow[1], "stopped", unsettled)
     assert states(file) == ["FAIL", "FAIL", "WAITING", "WAITING"]
 
 
@@ -486,7 +493,7 @@ def test_a_failure_waits_for_a_database_that_is_away(
     own = a_study(file)
     trial = claimed(own)
     monkeypatch.setattr(own._study, "tell", fail_at([1], own._study.tell, away()))
-    own.fail(trial, "it diverged", again=False)
+    own.fail(trial, "it diverged")
     assert states(file) == ["FAIL"]
     assert own.failures() == ["it diverged"]
 
@@ -521,7 +528,7 @@ def test_who_is_stopped_while_the_database_is_away_leaves_its_trial_to_the_next(
         patch.setattr(worker, "this", lambda: DEAD)
         trial = claimed(own)
         patch.setattr(own._study, "enqueue_trial", fail_at([1], None, away()))
-        own.fail(trial, "stopped", again=True)
+        own.give_up(trial, "stopped", unsettled)
     assert "trial 0 is left to the next worker" in caplog.text
     assert claimed(own).values == trial.values
 

@@ -68,7 +68,7 @@ class Sweep:
         try:
             outcome = self.trials.run(self.job.with_config(config), trial)
         except RunFailed as error:
-            self.study.fail(trial, str(error), again=False)
+            self.study.fail(trial, str(error))
             raise
         self.study.tell(trial, outcome)
         return outcome, self.shown[-1]
