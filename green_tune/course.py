@@ -201,6 +201,7 @@ class Course:
             step, loss, bits, _ = min(seen.validations, key=lambda row: row[1])
             stepper.load_weights(seen.best)
         peak = torch.cuda.max_memory_allocated() if tuner.job.device.kind == "cuda" else 0
+        trainable = tuner.model.num_parameters(only_trainable=True)
         counted = from_everywhere((stepper.useful, stepper.processed))
         return TrainResult(
             val_loss=loss,
@@ -215,7 +216,8 @@ class Course:
             train_tokens=sum(useful for useful, _ in counted),
             processed_tokens=sum(processed for _, processed in counted),
             micro_batch_halvings=stepper.halvings,
-            trainable_parameters=tuner.model.num_parameters(only_trainable=True),
+            base_parameters=tuner.model.num_parameters() - trainable,
+            trainable_parameters=trainable,
             memory_peak_gib=peak / GIB,
             memory_estimate_gib=tuner.job.plan.memory_gib,
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from green_tune.errors import ConfigError
 from green_tune.results import FINGERPRINT, FRONT, KIND, STUDY
 
-KINDS = ("train", "trial", "repeat")  # what is compared; a sweep's own run holds their totals
+KINDS = ("train", "cell", "trial", "repeat")  # compared; others hold sums
 
 
 @dataclass(frozen=True, kw_only=True)

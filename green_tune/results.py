@@ -17,6 +17,7 @@ KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
 SESSION_KINDS = ("sweep", "worker")  # the first session of a study is its parent run
 WORKER, FRONT = "green_tune.worker", "green_tune.front"
 EVALUATIONS = "green_tune.evaluations"  # a run's course
+UNFIT = "green_tune.does_not_fit"  # why: on a cell of a grid that has no room on this GPU
 STOPPED_EARLY, STOPPED_WHY = "stopped_early", "green_tune.stopped"
 OUT_OF_GAIN = "a gram gains less"  # why a training ends itself, by min_gain_per_g
 SAVED_KG = "green_tune.saved_kg"  # forecast of what an early end has saved
@@ -88,6 +89,7 @@ class TrainResult:
     train_tokens: int  # of all examples, without padding, shared ones counted for each
     processed_tokens: int  # what the model has computed: with padding, shared ones once
     micro_batch_halvings: int  # after an out-of-memory
+    base_parameters: int  # without the adapter's
     trainable_parameters: int
     memory_peak_gib: float
     memory_estimate_gib: float  # modelled beforehand; 0 where it was not
@@ -100,6 +102,7 @@ class TrainResult:
             "train_tokens": float(self.train_tokens),
             "processed_tokens": float(self.processed_tokens),
             "micro_batch_halvings": float(self.micro_batch_halvings),
+            "base_parameters": float(self.base_parameters),
             "trainable_parameters": float(self.trainable_parameters),
             "memory_peak_gib": self.memory_peak_gib,
             "memory_estimate_gib": self.memory_estimate_gib,

@@ -1,0 +1,92 @@
+"""What a report is made of, before it has a form: sections of texts, tables, figures, findings.
+
+Texts are Markdown. Whatever comes from a store, such as a run's name, goes through `plain` first.
+How a document looks is `page`; what stands in it is `dossier`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Answer = Literal["supported", "contradicted", "not enough evidence"]
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: the name of its values, in base units, and how they are shown.
+
+    A number is multiplied by `factor` and written with `digits` significant digits.
+    """
+
+    name: str
+    heading: str
+    factor: float = 1.0
+    digits: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of values in base units, for CSV and JSON; shown as its columns say.
+
+    A row's value under a column is text, a number, a bool, or None where there is none. `links`
+    are addresses by the text of a cell, such as a run's id. `shown` limits what a page shows.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    note: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    shown: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A matplotlib figure, with what it shows in words for those who cannot see it."""
+
+    name: str
+    title: str
+    figure: Any
+    words: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A claim's answer on a user's own runs: the effect with its interval, and what it rests on.
+
+    `settle` says what would settle an open one, and what that would cost. `runs` are ids.
+    """
+
+    name: str
+    claim: str
+    answer: Answer
+    effect: str
+    runs: Sequence[str]
+    settle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading with what stands under it, in order; texts are Markdown."""
+
+    title: str
+    parts: Sequence[str | Table | Picture | Finding]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole report. `links` are the addresses of runs by their ids."""
+
+    title: str
+    summary: Sequence[str]
+    sections: Sequence[Section]
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+def plain(text: str) -> str:
+    """A text as it is, whatever Markdown would make of its signs."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
