@@ -14,6 +14,17 @@ SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate, and between what it lies at `level`; `n` is how many runs it rests on."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column: the name of its values, in base units, and how they are shown.
 
