@@ -1,6 +1,6 @@
 """`mlflow run . -e sweep`: an Optuna study over loss and emissions, its trials nested runs."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from green_tune.job import Job
     from green_tune.ledger import Ledger
@@ -22,7 +22,33 @@ if TYPE_CHECKING:
     from green_tune.space import Space
     from green_tune.study import Outcome, Study, Trial
     from green_tune.tracking import Tracker
+    from green_tune.training import Bench
     from green_tune.trials import Trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a sweep has from whatever it is a part of; one that stands alone has a tracker.
+
+    `join` is told which run is the sweep's and which one this session's, before anything is spent
+    on it, and makes the bench ready for it.
+    """
+
+    tracker: "Tracker"
+    run: "Run | None" = None
+    bench: "Bench | None" = None
+    ledger: "Ledger | None" = None
+    join: "Callable[[str, str], None]" = lambda study, session: None
+
+    def say(self, text: str, *, err: bool = False) -> None:
+        """What a sweep alone shows; a host has its own screen."""
+        if not self.run:
+            click.echo(text, err=err)
+
+    def open_account(self, meter: "Meter") -> None:
+        """A part's own, as late as can be: what goes wrong before is the host's."""
+        if self.run:
+            meter.open(checked=False)
 
 
 @click.command(
@@ -45,12 +71,9 @@ def _sweep(asked: dict[str, str]) -> None:
     largest = replace(base, **{name: dimension.high for name, dimension in space.items()})  # type: ignore[arg-type]
     job = jobs.prepare(base).pinned(largest)
     if job.rank.world > 1:
-        raise ConfigError(
-            f"a sweep runs in one process, and {job.rank.world} were started together; start it "
-            "without torchrun, or several times with one -P study=NAME"
-        )
+        raise alone("sweep", job.rank.world)
     store.check_reachable(store.study_url())
-    name = _study_name(config.study, job.source.name, job.task.name, job.device.gpu_type)
+    name = study_name(config.study, job.source.name, job.task.name, job.device.gpu_type)
     config = replace(config, study=name)
 
     from green_tune.meter import Meter
@@ -58,12 +81,24 @@ def _sweep(asked: dict[str, str]) -> None:
     with Meter.of(job) as meter:
         meter.open(checked=False)  # what is spent outside of trials: imports, loading, proposals
         meter.keep(launchers_run())
-        _study(job, space, config, asked, meter)
+        run_study(job, space, config, asked, meter)
 
 
-def _study(
-    job: "Job", space: "Space", config: SweepConfig, asked: dict[str, str], meter: "Meter"
-) -> None:
+def run_study(
+    job: "Job",
+    space: "Space",
+    config: SweepConfig,
+    asked: "Mapping[str, str]",
+    meter: "Meter",
+    host: Host | None = None,
+) -> str:
+    """A study from its first trial to its last; why it ended before, empty where it did not.
+
+    The meter's current account is the study's own; one that has a host opens another for itself.
+
+    Raises:
+        RunFailed: no trial of it finished.
+    """
     from green_tune import store, summary, views
     from green_tune.bill import overhead
     from green_tune.ledger import Ledger
@@ -75,10 +110,16 @@ def _study(
     mine, sessions = Query(study=name, kinds=("trial",)), Query(study=name, kinds=SESSION_KINDS)
     again = Query(study=name, kinds=("repeat",))
     mine.filters()  # before the first trial: the name can be searched for afterwards
-    tracker = Tracker(store.tracking_uri())
+    host = host or Host(tracker=Tracker(store.tracking_uri()))
+    tracker = host.tracker
     study = _opened(job, space, config, tracker)
     everything = replace(mine, kinds=("trial", "repeat"))
-    ledger = Ledger(config, meter, lambda: (tracker.find(everything), tracker.find(sessions)))
+    ledger = Ledger(
+        config,
+        meter,
+        lambda: (tracker.find(everything), tracker.find(sessions)),
+        within=host.ledger,
+    )
     ended = ""
 
     def summarise() -> None:
@@ -88,8 +129,8 @@ def _study(
         tracker.mark_front(records, summary.on_front(records))
         _leave(parent, records, repeated, overheads, name, list(space))
         missing = ended or summary.to_go_on(study.missing(_total(config, space)), name)
-        click.echo(summary.sweep_summary(records, name, missing, overheads, repeated))
-        click.echo(where())
+        host.say(summary.sweep_summary(records, name, missing, overheads, repeated))
+        host.say(where())
 
     def where() -> str:
         link = views.study_link(tracker.uri, parent.experiment_id, name)
@@ -103,32 +144,21 @@ def _study(
         asked,
         study.others,
         lambda run_id: study.adopt(run_id, before),
+        within=host.run,
     )
+    host.open_account(meter)
     with (
         opened as (parent, session),
         overhead(session, meter, summarise),  # what was found and spent, however it ends
     ):
         from green_tune import sweep as sweeps
-        from green_tune.dominance import Bound
         from green_tune.experiment import describe  # torch, with the run open
-        from green_tune.training import Bench
-        from green_tune.trials import Trials
 
+        host.join(parent.id, session.id)
         describe(job, session)
         tracker.set_experiment_tags(views.study_view(name, list(space)))
-        click.echo(where(), err=True)
-        trials = Trials(
-            study=study,
-            name=name,
-            tracker=tracker,
-            parent=parent,
-            bench=Bench(),
-            meter=meter,
-            ledger=ledger,
-            bound=Bound() if config.early_stop else None,
-            reuse=config.reuse == "auto",
-            show=lambda record: click.echo(summary.trial_line(record), err=True),
-        )
+        host.say(where(), err=True)
+        trials = _trials(config, host, study, parent, meter, ledger)
         ledger.look()
 
         def one(trial: "Trial") -> "Outcome":
@@ -139,9 +169,33 @@ def _study(
             ended = sweeps.run_sweep(study, total, one, trials.settle, ledger.refuse)
             if config.repeats > 1 and not (ended or study.others()):
                 ended = _repeated(job, space, config, study, trials, ledger)
-    if not summary.on_front(tracker.find(mine)):
+    if not summary.on_front(tracker.find(mine)) and not (host.run and ended):
         reason = "each one's reason is in its run" if ended == "" else ended
         raise RunFailed(f"no trial of {name} finished: {reason}")
+    return ended
+
+
+def _trials(
+    config: SweepConfig, host: Host, study: "Study", parent: "Run", meter: "Meter", ledger: "Ledger"
+) -> "Trials":
+    """What runs a study's trials in this process."""
+    from green_tune import summary
+    from green_tune.dominance import Bound
+    from green_tune.training import Bench
+    from green_tune.trials import Trials
+
+    return Trials(
+        study=study,
+        name=config.study,
+        tracker=host.tracker,
+        parent=parent,
+        bench=host.bench or Bench(),
+        meter=meter,
+        ledger=ledger,
+        bound=Bound() if config.early_stop else None,
+        reuse=config.reuse == "auto",
+        show=lambda record: click.echo(summary.trial_line(record), err=True),
+    )
 
 
 def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker") -> "Study":
@@ -268,7 +322,16 @@ def _leave(
             parent.log_figure(figure, f"{name}.png")
 
 
-def _study_name(asked: str, *parts: str) -> str:
+def alone(command: str, processes: int) -> ConfigError:
+    """What torchrun is told that starts a command which runs in one process."""
+    return ConfigError(
+        f"a {command} runs in one process, and {processes} were started together; start it "
+        "without torchrun, or several times with one -P study=NAME"
+    )
+
+
+def study_name(asked: str, *parts: str) -> str:
+    """The name that was asked for, or one that nothing else has."""
     return asked if asked != "auto" else "-".join([*parts, f"{datetime.now():%y%m%d-%H%M%S}"])
 
 

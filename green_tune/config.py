@@ -188,6 +188,25 @@ class SweepConfig(Options):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(SweepConfig, TrainConfig):
+    """The options of a grid: those of a run and of a sweep, three of them lists."""
+
+    model: str = option("tiny", "Base models, with commas between: short names, hub ids, folders.")
+    task: str = option(
+        "sentiment,qa,summarization", "Tasks, with commas between: qa, summarization, sentiment."
+    )
+    data: str = option(
+        "sample", "sample, hub, or a folder: of files, or of a folder for each task."
+    )
+    seed: str = option("0,1,2", "Seeds, with commas between.")  # type: ignore[assignment]
+    trials: int = option(1, "1: each cell is one run; more: a sweep of so many trials.", low=1)
+    study: str = option("auto", "Name of the grid; an existing name resumes it.")
+    warm_start: str = option(
+        "never", "First trials of each sweep from earlier studies' fronts: auto, or a study's name."
+    )
+
+
 def read(spec: "Field[Any]", text: str) -> Value:
     """The value of one option from what a user typed."""
     readers: dict[Any, Callable[[str, str], Value]] = {

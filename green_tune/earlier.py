@@ -21,6 +21,7 @@ from green_tune.space import SPECS, Space
 UNDECIDING = ("model", "revision", "data", "gpu", "country", "pue", "checkpoint_minutes", "resume",
               "quality_examples", "min_gain_per_g")  # fmt: skip
 OWN = ("train", "eval", "save")  # phases that a config decides; a sweep shares the setup
+SCORED = ("quality.", "start_quality.")  # task metrics, which not every run has
 TAKEN_OVER = ("gpu_type", "device", "base_model", "data_digest", "version.", "energy_")  # tags
 TAKEN_FIGURES = ("val_loss", "val_bits_per_byte", "start_val_loss", "steps", "train_tokens",
                  "energy_modelled_share")  # fmt: skip
@@ -68,15 +69,26 @@ def usable(records: Iterable[RunRecord]) -> RunRecord | None:
     return max(found, key=lambda record: record.started, default=None)
 
 
-def as_trial(record: RunRecord, basis: Basis) -> tuple[dict[str, float], str]:
-    """A run's figures as those of a trial, which has no setup and no task quality of its own.
+def has_quality(record: RunRecord) -> bool:
+    """Whether its task metrics were measured."""
+    return any(name.startswith(SCORED[0]) for name in record.metrics)
 
-    Returns metrics, and its course as a tag; kilograms are of the sweep's own intensity.
+
+def as_trial(
+    record: RunRecord, basis: Basis, *, scored: bool = False
+) -> tuple[dict[str, float], str]:
+    """A run's figures as those of a trial, which has no setup of its own.
+
+    Its task metrics, and what they have cost, are among them where a trial is `scored`: the cell of
+    a grid is, the trial of a sweep is not. Returns metrics, and its course as a tag; kilograms are
+    of the sweep's own intensity.
     """
     figures = record.metrics
-    kwh = sum(figures[f"{phase}/energy_kwh"] for phase in OWN)
-    hours = sum(figures.get(f"{phase}/runtime_h", 0.0) for phase in OWN)
+    phases = (*OWN, "quality") if scored else OWN
+    kwh = sum(figures.get(f"{phase}/energy_kwh", 0.0) for phase in phases)
+    hours = sum(figures.get(f"{phase}/runtime_h", 0.0) for phase in phases)
     metrics = {name: figures[name] for name in TAKEN_FIGURES if name in figures}
+    metrics |= {name: figures[name] for name in figures if scored and name.startswith(SCORED)}
     metrics |= {"energy_kwh": kwh, "emissions_kg": basis.kg(kwh), "runtime_h": hours}
     return metrics, to_tag(_without_start(record, basis))
 

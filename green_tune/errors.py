@@ -3,6 +3,7 @@
 GreenTuneError
 ├── UsageError            what was asked cannot be had; nothing was started     exit code 2
 │   ├── ConfigError           a parameter is unknown, out of range or not a number
+│   │   └── DoesNotFit            the device has too little memory, whatever is given up
 │   ├── HardwareMismatch      the GPU that was asked for is not in this machine
 │   ├── DataError             a data set cannot be read, or not for this task
 │   ├── ModelError            a base model cannot be had
@@ -34,6 +35,10 @@ class UsageError(GreenTuneError):
 
 class ConfigError(UsageError):
     """A parameter is unknown, out of range or not a number."""
+
+
+class DoesNotFit(ConfigError):
+    """The device has too little memory for what was asked, whatever of it may be given up."""
 
 
 class HardwareMismatch(UsageError):

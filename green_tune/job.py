@@ -59,7 +59,7 @@ class Job:
         Trials that differ in these would not be comparable.
 
         Raises:
-            ConfigError: the largest trial does not fit.
+            DoesNotFit: the largest trial does not fit.
         """
         plan = self._plan(largest)
         fixed = {"precision": plan.precision, "quantization": plan.quantization}
@@ -75,6 +75,7 @@ def prepare(config: TrainConfig) -> Job:
     """Finds everything that `config` names.
 
     Raises:
+        DoesNotFit: the model is too large for the device; found before its data is looked for.
         UsageError: something is unknown, missing, malformed, not here or out of reach.
     """
     task = tasks.resolve(config.task)

@@ -138,7 +138,7 @@ def _check_same(device: Device, index: int) -> None:
 
 
 def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
-    place = str(tiny.folder()) if job.source.kind == "built" else job.source.place
+    place = str(tiny.folder(job.source.place)) if job.source.kind == "built" else job.source.place
     revision = {"revision": job.commit} if job.commit else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)

@@ -31,7 +31,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a base model comes from. `place` is a hub id, a folder, or `tiny`."""
+    """Where a base model comes from. `place` is a hub id, a folder, or a name of `BUILT`."""
 
     kind: Literal["built", "folder", "hub"]
     place: str
@@ -62,6 +62,10 @@ TINY_CONFIG: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+BUILT = {  # on the spot, by `tiny`: two sizes, so that what depends on the size can be seen
+    TINY: TINY_CONFIG,
+    "tiny-wide": TINY_CONFIG | {"hidden_size": 128, "intermediate_size": 256},
+}
 
 
 def resolve(name: str) -> Source:
@@ -70,8 +74,8 @@ def resolve(name: str) -> Source:
     Raises:
         ModelError: it is no row, no hub id, and no folder that holds a model.
     """
-    if name == TINY:
-        return Source(kind="built", place=TINY, name=TINY)
+    if name in BUILT:
+        return Source(kind="built", place=name, name=name)
     if row := next((model for model in MODELS if model.name == name), None):
         return Source(kind="hub", place=row.hub_id, name=row.name)
     if folder := _existing(name):
@@ -93,7 +97,7 @@ def config_of(source: Source) -> Mapping[str, Any] | None:
         ModelError: the file is no JSON object.
     """
     if source.kind == "built":
-        return TINY_CONFIG
+        return BUILT[source.place]
     return read_config(Path(source.place) / "config.json") if source.kind == "folder" else None
 
 
@@ -130,5 +134,5 @@ def _folder(folder: Path) -> Source:
 def _unknown(name: str) -> str:
     if "/" in name:
         return f"model={name} is neither a folder that exists nor a hub id (owner/name)"
-    names = ", ".join([TINY, *(model.name for model in MODELS)])
+    names = ", ".join([*BUILT, *(model.name for model in MODELS)])
     return f"model={name} is unknown; known: {names}, a hub id (owner/name), or a folder"

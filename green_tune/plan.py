@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from green_tune import fit, rules
 from green_tune.config import TrainConfig, to_text
-from green_tune.errors import ConfigError
+from green_tune.errors import ConfigError, DoesNotFit
 from green_tune.hardware import GPUS, Device, Gpu
 from green_tune.memory import Choices, estimate
 from green_tune.shapes import SHAPES, Shape
@@ -60,8 +60,9 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
     `nf4` say whether these libraries are installed. `family` counts where there is no shape.
 
     Raises:
-        ConfigError: what was asked is not supported there, does not fit, needs a library that is
-            not installed, or cannot be shared equally by that many processes.
+        DoesNotFit: the memory of the device is too small.
+        ConfigError: what was asked is not supported there, needs a library that is not installed,
+            or cannot be shared equally by that many processes.
     """
     if shape and shape.context < config.max_seq_len:  # longer examples are cut
         config = replace(config, max_seq_len=shape.context)
@@ -165,7 +166,7 @@ def _choices(
         return replace(next(fit.preferred(config, device, family)), tokens=at_most)
     found = fit.find(config, device, shape, at_most)
     if found is None:
-        raise ConfigError(fit.refusal(config, device, shape))
+        raise DoesNotFit(fit.refusal(config, device, shape))
     return found
 
 

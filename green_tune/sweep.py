@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from green_tune import stop
-from green_tune.errors import RunFailed
+from green_tune.errors import DoesNotFit, RunFailed
 from green_tune.job import Job
 from green_tune.space import Space
 from green_tune.study import Outcome, Refuse, Settle, Study, Trial
@@ -22,17 +22,25 @@ FAILURES = 3  # all of the first trials so many failed: the rest would fail alik
 Experiment = Callable[[Trial], Outcome]
 
 
-def run_sweep(
-    study: Study, trials: int, experiment: Experiment, settle: Settle, refuse: Refuse
+def run_sweep(  # noqa: PLR0913 - what a sweep is, each by its name
+    study: Study,
+    trials: int,
+    experiment: Experiment,
+    settle: Settle,
+    refuse: Refuse,
+    *,
+    alike: bool = True,
+    title: Callable[[Trial], str] = lambda trial: f"trial {trial.number}",
 ) -> str:
     """Runs trials until the study has as many as were asked for, failed ones included.
 
-    A trial that fails as a run (it diverged, did not fit, was not measured) is a FAIL of the
-    study and the sweep goes on; anything else ends the sweep, and the trial is queued again.
+    A trial that fails as a run (it diverged, ran out of memory, was not measured), or is known to
+    have no room beforehand, is a FAIL of the study and the sweep goes on; anything else ends the
+    sweep, and the trial is queued again. Trials are `alike` where what fails one fails others.
     Returns why the sweep ended before, and "" where it did not.
 
     Raises:
-        RunFailed: the first trials all failed.
+        RunFailed: the first trials, which are alike, all failed.
     """
     while True:
         stop.check()
@@ -41,10 +49,13 @@ def run_sweep(
             return trial
         try:
             study.tell(trial, experiment(trial))
-        except RunFailed as error:
-            log.warning("trial %d failed: %s", trial.number, error)
+        except DoesNotFit as error:  # a result: nothing was started
             study.fail(trial, str(error))
-            _check_any_succeeds(study)
+        except RunFailed as error:
+            log.warning("%s failed: %s", title(trial), error)
+            study.fail(trial, str(error))
+            if alike:
+                _check_any_succeeds(study)
         except BaseException as error:
             with stop.held():
                 study.give_up(trial, f"{type(error).__name__}: {error}", settle)

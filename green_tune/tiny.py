@@ -1,8 +1,8 @@
-"""The base model `tiny`: Llama-shaped, with a tokenizer, built on the spot from a fixed seed.
+"""The base models `tiny`: Llama-shaped, with a tokenizer, built on the spot from a fixed seed.
 
-It makes every command work in seconds without a download. Its weights are random, so it knows
-nothing; it learns because its residual stream is small and its output layer is not, so that an
-adapter's first steps already move the predictions. Once built it is a folder like any other.
+They make every command work in seconds without a download. Their weights are random, so they know
+nothing; they learn because their residual stream is small and their output layer is not, so that
+an adapter's first steps already move the predictions. Once built, one is a folder like any other.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,28 +19,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from green_tune import samples
 from green_tune.errors import ModelError
-from green_tune.models import TINY_CONFIG
+from green_tune.models import BUILT, TINY
 from green_tune.tasks import TASKS
 
-SHAPE = {key: value for key, value in TINY_CONFIG.items() if key != "model_type"}
 SPECIAL = ("<pad>", "<s>", "</s>")
-OUTPUT_STD = 0.125  # 1 / sqrt(hidden size): logits of order one from the start
 
 
-def folder() -> Path:
-    """The folder that holds `tiny`, built there first if need be (under a second).
+def folder(name: str = TINY) -> Path:
+    """The folder that holds one of `models.BUILT`, built there first if need be (under a second).
 
     It is named for what it is made of, so that a change of any of it builds another.
     """
-    recipe = json.dumps([SHAPE, OUTPUT_STD, SPECIAL, _texts()]).encode()
-    place = _cache() / f"tiny-{hashlib.sha256(recipe).hexdigest()[:12]}"
+    recipe = json.dumps([_shape(name), _output_std(name), SPECIAL, _texts()]).encode()
+    place = _cache() / f"{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
     if not place.exists():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ModelError(f"{error}; tiny is built there: set XDG_CACHE_HOME") from None
+            raise ModelError(f"{error}; {name} is built there: set XDG_CACHE_HOME") from None
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            built = build(Path(scratch) / place.name)
+            built = build(Path(scratch) / place.name, name)
             try:
                 built.rename(place)  # atomic: another process sees all of it or nothing
             except OSError:
@@ -48,13 +47,13 @@ def folder() -> Path:
     return place
 
 
-def build(target: Path) -> Path:
+def build(target: Path, name: str = TINY) -> Path:
     """Writes model and tokenizer into `target`; the same bytes every time."""
-    tokenizer(_texts(), SHAPE["vocab_size"]).save_pretrained(target)
+    tokenizer(_texts(), _shape(name)["vocab_size"]).save_pretrained(target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-        torch.nn.init.normal_(model.lm_head.weight, std=OUTPUT_STD)
+        model = LlamaForCausalLM(LlamaConfig(**_shape(name)))
+        torch.nn.init.normal_(model.lm_head.weight, std=_output_std(name))
     model.save_pretrained(target)
     return target
 
@@ -77,6 +76,15 @@ def tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe, pad_token=pad, bos_token=start, eos_token=end
     )
+
+
+def _shape(name: str) -> dict[str, Any]:
+    return {key: value for key, value in BUILT[name].items() if key != "model_type"}
+
+
+def _output_std(name: str) -> float:
+    """Logits of order one from the start."""
+    return float(_shape(name)["hidden_size"] ** -0.5)
 
 
 def _texts() -> list[str]:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from types import MappingProxyType
+from typing import NoReturn
 
 from green_tune import earlier
 from green_tune.bill import measured
 from green_tune.dominance import Bound
+from green_tune.errors import GreenTuneError
 from green_tune.experiment import Judge, fingerprint, run_experiment
 from green_tune.job import Job
 from green_tune.ledger import Ledger
@@ -34,7 +36,12 @@ from green_tune.training import Bench
 
 
 class Trials:
-    """Runs the trials of one study in this process, one after the other."""
+    """Runs the trials of one study in this process, one after the other.
+
+    They are runs of one `kind`: trials, of a sweep, or the cells of a grid. A cell is named by
+    `title`, may need another base or other data than the cell before it, and a failure to load
+    them is its own.
+    """
 
     def __init__(  # noqa: PLR0913 - what a trial needs, each by its name
         self,
@@ -49,6 +56,8 @@ class Trials:
         bound: Bound | None,
         reuse: bool,
         show: Callable[[RunRecord], None],
+        kind: str = "trial",
+        title: Callable[[Trial], str] | None = None,
     ) -> None:
         self._study = study
         self._name = name
@@ -59,7 +68,8 @@ class Trials:
         self._bound = bound
         self._reuse = reuse
         self._show = show
-        self._kind = "trial"
+        self._kind = kind
+        self._title = title
         self._bench = bench
 
     def repeating(self, study: Study) -> "Trials":
@@ -81,6 +91,18 @@ class Trials:
         self._ledger.look()
         return self._outcome(record)
 
+    def leave(
+        self,
+        trial: Trial,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        error: GreenTuneError,
+    ) -> NoReturn:
+        """Leaves a run that says why a trial never began, and raises that."""
+        with self._run(trial, tags) as run:
+            run.log_params(params)
+            raise error
+
     def settle(self, run_id: str) -> Outcome | None:
         """What a trial had come to whose worker died; its run is closed, with what it spent."""
         record = self._tracker.bury(run_id)
@@ -93,8 +115,7 @@ class Trials:
         return self._tracker.find(Query(study=self._name, kinds=(self._kind,)))
 
     def _measured(self, job: Job, trial: Trial) -> str:
-        with self._meter.phase("setup"):  # of the sweep: all trials share it
-            self._bench.warm(job)
+        self._warm(job, trial)
         referee = Referee(self.others(), self._bound, self._over)
         with (
             self._run(trial) as run,
@@ -112,19 +133,34 @@ class Trials:
                 run.set_tags({SAVED_KG: f"{referee.verdict.saved_kg:.6g}"})
         return run.id
 
+    def _warm(self, job: Job, trial: Trial) -> None:
+        """Loads what a trial needs in the account that all share."""
+        try:
+            with self._meter.phase("setup"):
+                if self._kind == "cell":
+                    _prepare_scoring(job)
+                    self._bench.load(job)
+                self._bench.warm(job)
+        except GreenTuneError as error:
+            if self._kind == "cell":
+                self.leave(trial, _found(job), job.config.to_params(), error)
+            raise
+
     @contextmanager
     def _run(self, trial: Trial, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Run]:
         """The run of a trial; the study knows it before anything else is done."""
         number, title = self._titled(trial)
         tags = {STUDY: self._name, TRIAL: number} | dict(more)
         if trial.retry_of:
-            tags |= {RETRY_OF: trial.retry_of, NOTE: f"tries run {trial.retry_of} again"}
+            tags |= {RETRY_OF: trial.retry_of}
         with self._tracker.run(self._kind, title, tags=tags, parent=self._parent) as run:
             self._study.note(trial, run.id)
             yield run
 
     def _titled(self, trial: Trial) -> tuple[str, str]:
         """The number of the trial that a run is of, and its name."""
+        if self._title:
+            return str(trial.number), self._title(trial)
         if self._kind == "trial":
             return str(trial.number), f"#{trial.number} {self._name}"
         number = str(trial.values["trial"])
@@ -137,12 +173,14 @@ class Trials:
     def _same(self, job: Job) -> RunRecord | None:
         if not self._reuse:
             return None
-        query = Query(fingerprint=fingerprint(job))
-        return earlier.usable(self._tracker.find(query))
+        found = self._tracker.find(Query(fingerprint=fingerprint(job)))
+        scored = [record for record in found if earlier.has_quality(record)]
+        return (job.config.quality_examples and earlier.usable(scored)) or earlier.usable(found)
 
     def _taken_over(self, job: Job, trial: Trial, same: RunRecord) -> str:
         """A run with the figures of an earlier one, which cost nothing now."""
-        metrics, course = earlier.as_trial(same, self._meter.basis)
+        scored = job.config.quality_examples > 0
+        metrics, course = earlier.as_trial(same, self._meter.basis, scored=scored)
         note = f"taken over from run {same.run_id}, which was the same config; its adapter is there"
         more = {REUSED: same.run_id, EVALUATIONS: course, NOTE: note, "pue": repr(job.config.pue)}
         kept = {k: v for k, v in same.tags.items() if k.startswith(earlier.TAKEN_OVER)}
@@ -154,7 +192,7 @@ class Trials:
     def _outcome(self, record: RunRecord) -> Outcome:
         """Objectives as they are; what was ended early is imputed for the sampler."""
         imputed = None
-        if record.ended_early:
+        if record.ended_early and self._kind != "cell":  # no sampler learns of cells
             others = [other for other in self.others() if other.run_id != record.run_id]
             imputed = Referee(others, None, lambda validations: "").imputed(record.course)
         return Outcome(
@@ -162,3 +200,19 @@ class Trials:
             emissions_kg=record.metrics["emissions_kg"],
             imputed=imputed,
         )
+
+
+def _prepare_scoring(job: Job) -> None:
+    """Imports what takes a second, which the first cell alone would pay."""
+    if job.config.quality_examples:
+        from green_tune import scores  # noqa: F401
+
+
+def _found(job: Job) -> dict[str, str]:
+    """What a run that never began says of where it would have run."""
+    return {
+        "base_model": job.source.name,
+        "gpu_type": job.device.gpu_type,
+        "device": str(job.device),
+        "data_digest": job.data.digest,
+    }
