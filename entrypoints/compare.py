@@ -2,10 +2,12 @@
 
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -35,19 +37,27 @@ class CompareConfig(Options):
     model: str = option(ALL, "Base model, as in train, or all.")
     task: str = option(ALL, "Task, or all.")
     gpu: str = option(ALL, "GPU that was found (t4, a100, cpu), or all.")
-    study: str = option(ALL, "Study of a sweep, or all.")
+    study: str = option(ALL, "Study of a sweep or a grid, or all.")
     since: str = option(ALL, "Started at or after: 2026-11-22, 2026-11-22T10:00 (UTC), 12h, 7d.")
     until: str = option(ALL, "Started before; written like since.")
+    filter: str = option(ALL, "Besides, a filter in MLflow's grammar: params.epochs = '1'.")
     country: str = option(
         RECORDED,
         "Derive kilograms anew for an ISO code (FRA), g/kWh (56) or a CSV of hourly intensities "
         "in UTC, as Electricity Maps has them; recorded leaves them.",
     )
-    format: str = option("table", "Form of the output.", choices=("table", "csv", "json"))
-    output: str = option("-", "File to write; - for the screen.")
+    target_loss: float = option(
+        0.0, "Validation loss to which grams are counted; 0: what most runs reach.", low=0.0
+    )
+    format: str = option(
+        "report",
+        "Findings, advice and figures as a page; or the runs alone.",
+        choices=("report", "table", "csv", "json"),
+    )
+    output: str = option("-", "Folder for a report, which its run holds anyway; else a file.")
 
 
-@click.command(help="Print runs from the store side by side, the Pareto front marked.")
+@click.command(help="Compare runs from the store: findings, advice, figures and tables.")
 @options_of(CompareConfig)
 def compare(**asked: str) -> None:
     """Checks what was asked, and only then imports what is heavy."""
@@ -64,8 +74,7 @@ def _compare(asked: dict[str, str]) -> None:
     given = _given(config.country)
     store.check_reachable(store.tracking_uri())
 
-    from green_tune import report
-    from green_tune.query import Query
+    from green_tune.query import EVERY, KINDS, Query, emptied
     from green_tune.tracking import Tracker
 
     tracker = Tracker(store.tracking_uri())
@@ -74,20 +83,92 @@ def _compare(asked: dict[str, str]) -> None:
         task=chosen["task"],
         gpu=chosen["gpu"],
         study=chosen["study"],
+        filter=chosen["filter"],
+        parts=True,
         since=since,
         until=until,
+        kinds=EVERY if config.format == "report" else KINDS,
     )
+    records = tracker.find(query)
+    if not records:
+        raise ConfigError(emptied(tracker.find, query))
+    if given:
+        records = _recomputed(records, given, tracker)
+    if config.format == "report":
+        _report(records, given, config, asked, tracker)
+        return
     with tracker.adopted("compare", "compare", asked):
-        records = tracker.find(query)
-        if given:
-            records = _recomputed(records, given, tracker)
-        width = max(shutil.get_terminal_size().columns, 80)
-        text = {
-            "table": lambda: report.comparison(records, width),
-            "csv": lambda: report.to_csv(records),
-            "json": lambda: report.to_json(records),
-        }[config.format]()
-        _write(text, config.output)
+        _print(records, config)
+
+
+def _print(records: "Sequence[RunRecord]", config: CompareConfig) -> None:
+    from green_tune import report
+
+    width = max(shutil.get_terminal_size().columns, 80)
+    text = {
+        "table": lambda: report.comparison(records, width),
+        "csv": lambda: report.to_csv(records),
+        "json": lambda: report.to_json(records),
+    }[config.format]()
+    _write(text, config.output)
+
+
+def _report(
+    records: "Sequence[RunRecord]",
+    given: "Intensity | Trace | None",
+    config: CompareConfig,
+    asked: dict[str, str],
+    tracker: "Tracker",
+) -> None:
+    """Makes the report, leaves it in a run of its own and, where asked, in a folder."""
+    from green_tune import selection, views
+    from green_tune.query import EXPERIMENT
+
+    selected = selection.select(records, given)
+    if not selected.records:
+        why = "; ".join(f"{len(some)} {why}" for why, some in selected.left_out.items())
+        raise ConfigError(f"no run can be compared: {why or 'none of them is a result'}")
+    links = {
+        record.run_id: views.run_link(tracker.uri, record.tags[EXPERIMENT], record.run_id)
+        for record in records
+    }
+
+    folder = _folder(config.output)
+
+    from green_tune import dossier, page  # matplotlib, scipy and Optuna, once it is worth it
+
+    case = dossier.Case(selection=selected, links=links, target_loss=config.target_loss or None)
+    with (
+        tracker.run("compare", f"{len(selected.records)} runs", asked=asked) as current,
+        TemporaryDirectory() as scratch,
+    ):
+        document = dossier.make(case)
+        with click.progressbar(page.files(document), label="writing", file=sys.stderr) as files:
+            for name, content in files:
+                path = Path(scratch) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        current.log_folder(Path(scratch), "")
+        if folder:
+            shutil.copytree(scratch, folder, dirs_exist_ok=True)
+        current.set_tags(dossier.to_tags(document))
+        tracker.set_experiment_tags(views.usual_views())
+    click.echo(dossier.in_short(document, max(shutil.get_terminal_size().columns, 80)))
+    click.echo(f"\nreport: {folder or tracker.place(current.id)}/report.html")
+    link = views.run_link(tracker.uri, current.experiment_id, current.id)
+    click.echo(views.where(tracker.uri, link))
+
+
+def _folder(output: str) -> Path | None:
+    """Where a report is wanted besides its run; None for nowhere."""
+    if output == "-":
+        return None
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output} is no folder for a report: {error.strerror}") from None
+    return folder
 
 
 def _given(country: str) -> "Intensity | Trace | None":

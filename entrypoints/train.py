@@ -46,7 +46,7 @@ def _train(asked: dict[str, str]) -> None:
 
         tracker = Tracker(store.tracking_uri())
         _check_there(tracker, kept, meter)
-        name = f"{job.source.name}-{job.task.name}"
+        name = f"{job.source.name}-{job.task.name}-{job.device.gpu_type}"
         opened = (
             tracker.resumed(kept.run_id) if kept.run_id else tracker.run("train", name, asked=asked)
         )

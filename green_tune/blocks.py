@@ -63,6 +63,21 @@ def group(records: Iterable[RunRecord], key: Callable[[RunRecord], K]) -> dict[K
     return dict(groups)
 
 
+def shared(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[Block]]:
+    """What GPUs can be compared by: in each block the configs that all of its GPUs have run.
+
+    A block in which they have run no config in common keeps all of its runs, and is named.
+    """
+    kept: list[RunRecord] = []
+    apart: list[Block] = []
+    for at, alike in group(records, block).items():
+        on = [{config(r) for r in runs} for runs in group(alike, gpu).values()]
+        common = set.intersection(*on)
+        kept += [record for record in alike if config(record) in common or not common]
+        apart += [] if common else [at]
+    return kept, apart
+
+
 def titles(records: Sequence[RunRecord]) -> Mapping[Panel, str]:
     """How each panel is called: by its task; by its data as well where a task has several."""
     panels = sorted({panel(record) for record in records})

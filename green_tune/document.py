@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Answer = Literal["supported", "contradicted", "not enough evidence"]
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+.!|~&-])")
+MARKS: Mapping[Answer, str] = {"supported": "✓", "contradicted": "✗", "not enough evidence": "?"}
+# Signs where Markdown would take them for its own: `val_loss`, `a < b`, `-0.5` stay readable.
+SPECIAL = re.compile(
+    r"""
+    [\\`*\[\]|~$]                           # anywhere; [ and ] are what links and pictures need
+    | (?<![^\W_])_ | _(?![^\W_])            # not inside of a word
+    | <(?=[a-zA-Z/!?])                      # a tag or an address
+    | &(?=\#?\w+;)                          # an entity
+    | (?<=:)/(?=/) | (?<=www)\.             # what GitHub makes a link of
+    | ^[>=] | ^\#(?=\#*(\s|$)) | ^[-+](?=[\s-]|$)  # at the start
+    """,
+    re.VERBOSE,
+)
+LISTED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +41,8 @@ class Interval:
 class Column:
     """One column: the name of its values, in base units, and how they are shown.
 
-    A number is multiplied by `factor` and written with `digits` significant digits.
+    A number is multiplied by `factor` and written with `digits` significant digits. A column
+    without a heading is in the files alone.
     """
 
     name: str
@@ -52,6 +66,11 @@ class Table:
     note: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
     shown: int = 50
+
+    @property
+    def headed(self) -> list[Column]:
+        """The columns that a page shows."""
+        return [column for column in self.columns if column.heading]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,5 +118,6 @@ class Document:
 
 
 def plain(text: str) -> str:
-    """A text as it is, whatever Markdown would make of its signs."""
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """A text as it is, on one line, whatever Markdown would make of its signs."""
+    words = SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+    return LISTED.sub(r"\1\\\2", words)

@@ -38,6 +38,7 @@ from green_tune.results import (
     to_tag,
 )
 from green_tune.run import Run
+from green_tune.tracking import NOTE
 from green_tune.training import Bench, FineTuner
 
 LIBRARIES = (
@@ -85,6 +86,7 @@ def run_experiment(
     phase = partial(bill.meter.phase, sync=training.synchronize)
     with phase("setup"):
         describe(job, run)
+        run.set_tags({NOTE: _sentence(job)})
         run.log_params(job.config.to_params() | job.plan.to_params())
         tuner = (bench or Bench()).load(job)
         _report_cuts(job, tuner)
@@ -170,6 +172,17 @@ def describe(job: Job, run: Run) -> None:
     run.set_tags({key: text for key, text in (tags | versions).items() if text})
     run.log_dataset(
         f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training"
+    )
+
+
+def _sentence(job: Job) -> str:
+    """What a reader of the run's page, or of a tooltip in MLflow's charts, wants to know first."""
+    asked = job.config
+    return (
+        f"LoRA of rank {asked.lora_rank} on {job.source.name} for {job.task.name} "
+        f"({job.data.name}), on {job.device.gpu_type}: batch {asked.batch_size} x "
+        f"{asked.accumulation_steps}, learning rate {asked.learning_rate:g}, "
+        f"{asked.warmup_steps} warm-up steps, {asked.epochs} epochs, seed {asked.seed}"
     )
 
 

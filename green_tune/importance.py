@@ -1,21 +1,26 @@
-"""A second door to Optuna: which hyperparameters a study's losses and emissions depend on.
+"""A second door to Optuna: which hyperparameters losses and emissions depend on.
 
-It rebuilds a study in memory from RunRecords and asks fANOVA; it reads no study storage and
-proposes nothing. How bars are drawn is `pictures`.
+Of one study's trials, or of runs of any kind pooled over models and tasks. It rebuilds a study in
+memory from RunRecords and asks fANOVA; it reads no study storage and proposes nothing. How bars are
+drawn is `pictures`.
 """
 
 import math
 import random
 import statistics
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 import optuna
 from optuna.distributions import FloatDistribution
 
-from green_tune.points import Point, points
+from green_tune import blocks
+from green_tune.blocks import Block
+from green_tune.points import Point, every, points
 from green_tune.results import RunRecord
 from green_tune.space import SPACE
 
@@ -23,10 +28,12 @@ OBJECTIVES = ("val_loss", "emissions_kg")
 NEEDED, ENOUGH = 15, 30  # trials: with fewer it is noise; with fewer it is to be doubted
 LEVEL = 0.8  # of the intervals
 RESAMPLES = 30  # of the trials; some 3 s for 40 trials of six hyperparameters on one core
-TREES, RESAMPLED_TREES = 64, 16
+TREES, RESAMPLED_TREES, POOLED_TREES = 64, 16, 8
 SEED = 0
-HIDDEN = f"importance needs {NEEDED} finished trials; there are {{there}}: with fewer it is noise"
-DOUBTFUL = f"importance is rough below {ENOUGH} finished trials; there are {{there}}"
+MOST = 150  # rows of a pool: 6 s for six hyperparameters on one core, and five times `ENOUGH`
+ALIKE = 3  # runs of a block on one GPU: the mean of fewer says nothing of the others
+HIDDEN = f"importance needs {NEEDED} finished {{what}}; there are {{there}}: with fewer it is noise"
+DOUBTFUL = f"importance is rough below {ENOUGH} finished {{what}}; there are {{there}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +61,82 @@ def importances(records: Sequence[RunRecord], space_names: Sequence[str]) -> lis
     percentiles of a seeded bootstrap over trials, widened to hold the share itself. Empty below
     `NEEDED` trials; `remark` says so.
     """
-    ended = _ended(records)
-    if len(ended) < NEEDED:
-        return []
-    rows = [_row(point, space_names) for point in ended]
-    ranges = _ranges(rows)
-    return [found for objective in OBJECTIVES for found in _effects(rows, ranges, objective)]
+    rows = [_row(point, space_names) for point in _ended(records)]
+    return _importances(rows, RESAMPLED_TREES)
+
+
+def explained(records: Sequence[RunRecord], names: Sequence[str]) -> list[Importance]:
+    """The same of runs of any kind, pooled over models, tasks, data sets and GPUs.
+
+    Losses count in standard deviations from the mean of their block, emissions as logarithms from
+    the mean of their block on their GPU: only what differs within is explained. Left out is what
+    stands there with fewer than `ALIKE` runs, a name that less than half of the runs have, and a
+    run without one of the others. Of more than `MOST` runs it takes that many, drawn by `SEED`.
+    Kilograms must be at one carbon intensity.
+    """
+    return _importances(_pooled(records, names), POOLED_TREES)
 
 
 def remark(records: Sequence[RunRecord]) -> str:
     """Why importances are hidden, or how far to trust them; empty from `ENOUGH` trials on."""
-    there = len(_ended(records))
+    return _remark(len(_ended(records)), "trials")
+
+
+def explained_remark(records: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """The same for what `explained` makes of these runs."""
+    return _remark(len(_pooled(records, names)), "runs that compare")
+
+
+def _remark(there: int, what: str) -> str:
     if there >= ENOUGH:
         return ""
-    return (HIDDEN if there < NEEDED else DOUBTFUL).format(there=there)
+    return (HIDDEN if there < NEEDED else DOUBTFUL).format(there=there, what=what)
+
+
+def _importances(rows: Sequence[Row], resampled_trees: int) -> list[Importance]:
+    if len(rows) < NEEDED:
+        return []
+    ranges = _ranges(rows)
+    return [i for name in OBJECTIVES for i in _effects(rows, ranges, name, resampled_trees)]
+
+
+def _pooled(records: Sequence[RunRecord], names: Sequence[str]) -> list[Row]:
+    ended = [point for point in every(records) if point.ended and _is_finite(point)]
+    rows = _adjusted(_complete([(point.record, _row(point, names)) for point in ended]))
+    return random.Random(SEED).sample(rows, MOST) if len(rows) > MOST else rows
+
+
+def _is_finite(point: Point) -> bool:
+    return math.isfinite(point.val_loss) and 0 < point.emissions_kg < math.inf
+
+
+def _complete(runs: Sequence[tuple[RunRecord, Row]]) -> list[tuple[RunRecord, Row]]:
+    """Those that have every name that at least half of them have, and no other name."""
+    times = Counter(name for _, (numbers, _) in runs for name in numbers)
+    common = [name for name in times if 2 * times[name] >= len(runs)]
+    return [
+        (record, ({name: numbers[name] for name in common}, values))
+        for record, (numbers, values) in runs
+        if numbers.keys() >= set(common)
+    ]
+
+
+def _adjusted(runs: Sequence[tuple[RunRecord, Row]]) -> list[Row]:
+    """Their rows, with objectives that compare, as `explained` says."""
+    losses: dict[Block, list[float]] = defaultdict(list)
+    logs: dict[tuple[Block, str], list[float]] = defaultdict(list)
+    for record, (_, (loss, kg)) in runs:
+        losses[blocks.block(record)].append(loss)
+        logs[blocks.block(record), blocks.gpu(record)].append(math.log(kg))
+    scales = {block: (fmean(found), pstdev(found) or 1.0) for block, found in losses.items()}
+    means = {place: fmean(found) for place, found in logs.items() if len(found) >= ALIKE}
+    rows = []
+    for record, (numbers, (loss, kg)) in runs:
+        block = blocks.block(record)
+        mean, deviation = scales[block]
+        if (place := (block, blocks.gpu(record))) in means:
+            rows.append((numbers, ((loss - mean) / deviation, math.log(kg) - means[place])))
+    return rows
 
 
 def _ended(records: Sequence[RunRecord]) -> list[Point]:
@@ -100,12 +169,12 @@ def _ranges(rows: Sequence[Row]) -> dict[str, FloatDistribution]:
 
 
 def _effects(
-    rows: Sequence[Row], ranges: dict[str, FloatDistribution], objective: str
+    rows: Sequence[Row], ranges: dict[str, FloatDistribution], objective: str, resampled_trees: int
 ) -> list[Importance]:
     which, dice = OBJECTIVES.index(objective), random.Random(SEED)
     shares = _shares(rows, ranges, which, TREES)
     resampled = [
-        _shares(dice.choices(rows, k=len(rows)), ranges, which, RESAMPLED_TREES)
+        _shares(dice.choices(rows, k=len(rows)), ranges, which, resampled_trees)
         for _ in range(RESAMPLES if shares else 0)
     ]
     found = [_between(name, objective, shares[name], resampled) for name in shares]

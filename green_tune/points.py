@@ -68,13 +68,16 @@ def points(records: Sequence[RunRecord]) -> list[Point]:
     A validation at the very end is not a point of its own: it is the end, and costs what the
     trial cost in total. What was there before the first step is nobody's result.
     """
+    return every(record for record in records if record.kind == "trial")
+
+
+def every(records: Iterable[RunRecord]) -> list[Point]:
+    """The same of finished runs of any kind: where a point is from makes it no better or worse."""
     return [point for record in records if _is_finished(record) for point in _points(record)]
 
 
 def _is_finished(record: RunRecord) -> bool:
-    return (
-        record.kind == "trial" and record.status == FINISHED and record.metrics.keys() >= MEASURED
-    )
+    return record.status == FINISHED and record.metrics.keys() >= MEASURED
 
 
 def _points(record: RunRecord) -> list[Point]:

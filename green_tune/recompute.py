@@ -14,7 +14,7 @@ from green_tune import intensity
 from green_tune.errors import ConfigError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD, PHASES, Segment
 from green_tune.intensity import ALPHA_2, Intensity
-from green_tune.results import RunRecord
+from green_tune.results import EVALUATIONS, RunRecord, to_tag
 from green_tune.trace import HOUR_S, UNNAMED, Trace
 
 RATE = "emissions_rate_kg_per_h"
@@ -145,7 +145,10 @@ def _mean(trace: Trace, segments: Sequence[Segment]) -> float:
 def _derived(
     record: RunRecord, g_per_kwh: Mapping[str, float], tags: Mapping[str, str]
 ) -> RunRecord:
-    """The record with these intensities behind its kilograms, and with none of its own left."""
+    """The record with these intensities behind its kilograms, and with none of its own left.
+
+    Its course takes the run's mean, since no tag notes at which hour each validation was.
+    """
     if "energy_kwh" not in record.metrics:
         return record
     pue = float(record.tags.get("pue", "1"))
@@ -155,8 +158,19 @@ def _derived(
         if ENERGY_OF.get(name) in record.metrics
     }
     kept = {k: v for k, v in record.metrics.items() if k not in ENERGY_OF and k != RATE}
-    others = {k: v for k, v in record.tags.items() if not k.startswith("intensity_")}
-    return replace(record, metrics={**kept, **kg, **_rate(kg, record)}, tags={**others, **tags})
+    own = {k: v for k, v in record.tags.items() if k.startswith("intensity_") or k == EVALUATIONS}
+    others = {k: v for k, v in record.tags.items() if k not in own}
+    tags = {**others, **tags, **_course(record, kg.get("emissions_kg"))}
+    return replace(record, metrics={**kept, **kg, **_rate(kg, record)}, tags=tags)
+
+
+def _course(record: RunRecord, kg: float | None) -> dict[str, str]:
+    """Its course's tag in proportion to the run's new kilograms; none where nobody knows them."""
+    before = record.metrics.get("emissions_kg")
+    if not record.course or not before or kg is None:
+        return {}
+    course = [replace(e, emissions_kg=e.emissions_kg * kg / before) for e in record.course]
+    return {EVALUATIONS: to_tag(course)}
 
 
 def _rate(kg: Mapping[str, float], record: RunRecord) -> dict[str, float]:

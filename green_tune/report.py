@@ -91,8 +91,9 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
     several = len({record.tags.get("base_model") for record in records}) > 1
     headings = ["", "run", "model", "task", "gpu", "val loss"]
     headings += ["bits/B"] if several or wide else []
-    headings += [f"g CO2e{cells.star(records)}"]
-    headings += [f"g/h{cells.star(records)}"] if wide or not several else []
+    star = cells.star(records)
+    headings += [f"g CO2e{star}"]
+    headings += [f"g/h{star}"] if wide or not several else []
     table = cells.new_table(*headings, "time", *extra.values(), gap=1 if wide else 0)
     on_front = {record.run_id for record in fronts(records)}
     for record in records:
@@ -104,8 +105,8 @@ def runs_table(records: Sequence[RunRecord], width: int = 80) -> str:
             "gpu": record.tags.get("gpu_type", ""),
             "val loss": cells.loss(record),
             "bits/B": cells.figure(record, "val_bits_per_byte"),
-            f"g CO2e{cells.star(records)}": cells.grams(record),
-            f"g/h{cells.star(records)}": cells.figure(record, "emissions_rate_kg_per_h", KG_TO_G),
+            f"g CO2e{star}": cells.grams(record),
+            f"g/h{star}": cells.figure(record, "emissions_rate_kg_per_h", KG_TO_G),
         }
         table.add_row(
             *(row[heading] for heading in headings),

@@ -4,6 +4,7 @@ Frozen values and pure functions over them. Nothing here measures, stores or pri
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 # Tags that several modules read; the others are named where they are written.
 KIND, STUDY, TRIAL = "green_tune.kind", "green_tune.study", "green_tune.trial"
-SESSION_KINDS = ("sweep", "worker")  # the first session of a study is its parent run
+SESSION_KINDS = ("sweep", "grid", "worker")  # the first session of a study is its parent run
 WORKER, FRONT = "green_tune.worker", "green_tune.front"
 EVALUATIONS = "green_tune.evaluations"  # a run's course
 UNFIT = "green_tune.does_not_fit"  # why: on a cell of a grid that has no room on this GPU
@@ -141,11 +142,24 @@ def front(items: Sequence[T], objectives: Callable[[T], tuple[float, ...]]) -> l
     One dominates another when it is nowhere worse and somewhere better; equals both stay.
     """
     points = [objectives(item) for item in items]
+    if all(len(point) == 2 and not any(map(math.isnan, point)) for point in points):  # noqa: PLR2004
+        kept = _lower_left(points)
+        return [item for item, point in zip(items, points, strict=True) if point in kept]
     return [
         item
         for item, point in zip(items, points, strict=True)
         if not any(_dominates(other, point) for other in points)
     ]
+
+
+def _lower_left(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
+    """The front of pairs: by the first number, those whose second is the lowest so far."""
+    kept, lowest = set(), None
+    for point in sorted(set(points)):
+        if lowest is None or point[1] < lowest:
+            kept.add(point)
+            lowest = point[1]
+    return kept
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -133,9 +133,9 @@ class Run:
             self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
     def log_folder(self, folder: Path, name: str) -> None:
-        """Copies a folder to the run's artifacts."""
+        """Copies a folder to the run's artifacts; without a name, what is in it."""
         with named():
-            self._client.log_artifacts(self.id, str(folder), name)
+            self._client.log_artifacts(self.id, str(folder), name or None)
 
     def log_text(self, text: str, name: str) -> None:
         """Writes a text as an artifact."""

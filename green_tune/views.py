@@ -15,19 +15,26 @@ import sys
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from shutil import which
 from urllib.parse import urlsplit
 
+from green_tune.blocks import HYPERPARAMETERS
 from green_tune.results import FRONT, KIND, STUDY
 
 LOCAL_UI = "http://127.0.0.1:5000"
 TAG = "mlflow.sharedViewState."
 MODE = "workflowType=machine_learning"
 OBJECTIVES = ("val_loss", "emissions_kg")
-SHOWN_METRICS = (*OBJECTIVES, "emissions_rate_kg_per_h", "energy_kwh")
+SHOWN_METRICS = (*OBJECTIVES, "emissions_rate_kg_per_h", "runtime_h", "energy_kwh")
+SHOWN = {"metricSectionId": "s1", "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+RESULTS = "metrics.val_loss > 0 AND metrics.emissions_kg > 0 AND attributes.status = 'FINISHED'"
+BESIDE = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "val_loss",
+}
 
 
 def where(uri: str, link: str) -> str:
@@ -52,11 +59,48 @@ def study_link(uri: str, experiment_id: str, study: str) -> str:
 
 def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
     """The experiment tags that hold a study's view: the front, and parallel coordinates."""
-    columns = [f"metrics.`{name}`" for name in SHOWN_METRICS]
-    columns += [f"params.`{name}`" for name in dimensions]
+    charts = [_scatter("emissions_kg", "val_loss"), _parallel(dimensions)]
+    view = _view(study, _filter(study), charts, dimensions)
+    return {TAG + _key(study): view} | BESIDE
+
+
+def usual_views() -> dict[str, str]:
+    """The experiment tags that hold views on all results, which its "Views" menu lists by name.
+
+    They answer what is asked most: what each model costs on each GPU; what a lower loss costs; and
+    which hyperparameters that depends on.
+    """
+    where, dimensions = ("base_model", "gpu_type"), tuple(HYPERPARAMETERS)
+    bars = [_bars(name) for name in ("emissions_kg", "emissions_rate_kg_per_h", "runtime_h")]
+    front, rates = (_scatter("emissions_kg", name) for name in ("val_loss", "runtime_h"))
+    made = {
+        "Cost by model and GPU": _view("Cost by model and GPU", RESULTS, bars, (), where),
+        "Loss against emissions": _view("Loss against emissions", RESULTS, [front, rates]),
+        "Hyperparameters": _view("Hyperparameters", RESULTS, [_parallel(dimensions)], dimensions),
+    }
+    return {TAG + _key(name): view for name, view in made.items()} | BESIDE
+
+
+def usual_link(uri: str, experiment_id: str, name: str) -> str:
+    """The chart page of one of the `usual_views`."""
+    return study_link(uri, experiment_id, name)
+
+
+def _view(
+    name: str,
+    text: str,
+    charts: Sequence[Mapping[str, object]],
+    params: Sequence[str] = (),
+    group: Sequence[str] = (),
+) -> str:
+    """A view in the UI's own format: which runs, in which columns and charts; grouped by tags."""
+    columns = [f"metrics.`{metric}`" for metric in SHOWN_METRICS]
+    columns += [f"tags.`{tag}`" for tag in ("base_model", "gpu_type")]
+    columns += [f"params.`{param}`" for param in params]
     columns += [f"tags.`{FRONT}`"]
+    keys = [{"mode": "tag", "groupByData": tag} for tag in group]
     state = {
-        "searchFilter": _filter(study),
+        "searchFilter": text,
         "orderByKey": "metrics.`val_loss`",
         "orderByAsc": True,
         "startTime": "ALL",
@@ -67,11 +111,11 @@ def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
         "runsPinned": [],
         "runsHidden": [],
         "runsHiddenMode": "SHOW_ALL",
-        "groupBy": "",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys} if group else "",
         "compareRunSections": [
             {
                 "uuid": "s1",
-                "name": "Trials",
+                "name": name,
                 "display": True,
                 "isReordered": False,
                 "columns": 1,
@@ -79,27 +123,27 @@ def study_view(study: str, dimensions: Sequence[str]) -> dict[str, str]:
             }
         ],
         "compareRunCharts": [
-            _chart("c1", "SCATTER")
-            | {
-                "xaxis": {"key": "emissions_kg", "type": "METRIC"},
-                "yaxis": {"key": "val_loss", "type": "METRIC"},
-            },
-            _chart("c2", "PARALLEL")
-            | {
-                "showAllRuns": True,
-                "selectedParams": list(dimensions),
-                "selectedMetrics": list(OBJECTIVES),
-            },
+            {"uuid": f"c{number}", **SHOWN, **chart} for number, chart in enumerate(charts, start=1)
         ],
     }
     packed = b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now_ms = int(time.time() * 1000)
-    named = {"name": study, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"}
-    return {
-        TAG + _key(study): json.dumps(named),
-        "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": "val_loss",
-    }
+    named = {"name": name, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"}
+    return json.dumps(named)
+
+
+def _scatter(x: str, y: str) -> dict[str, object]:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return {"type": "SCATTER", **axes}
+
+
+def _parallel(dimensions: Sequence[str]) -> dict[str, object]:
+    chosen = {"selectedParams": list(dimensions), "selectedMetrics": list(OBJECTIVES)}
+    return {"type": "PARALLEL", "showAllRuns": True, **chosen}
+
+
+def _bars(metric: str) -> dict[str, object]:
+    return {"type": "BAR", "metricKey": metric}
 
 
 def _mlflow() -> str:
@@ -116,17 +160,6 @@ def _store(uri: str) -> str:
     if not uri.startswith("sqlite"):
         return '"$MLFLOW_TRACKING_URI"'
     return quote(uri.replace(f"///{Path.cwd()}/", "///"))
-
-
-def _chart(uuid: str, kind: str) -> dict[str, object]:
-    return {
-        "uuid": uuid,
-        "type": kind,
-        "metricSectionId": "s1",
-        "deleted": False,
-        "isGenerated": False,
-        "runsCountToCompare": 100,
-    }
 
 
 def _filter(study: str) -> str:

@@ -35,11 +35,24 @@ class Effects:
     rate: Mapping[str, float] = field(default_factory=lambda: dict(RATES_KG_PER_H))
     hours: Mapping[str, float] = field(default_factory=lambda: dict(HOURS))
     noise: float = 0.05  # standard deviation of log hours and of loss
+    tails: float = 0.0  # degrees of freedom of Student's noise of that scale; 0 for Gauss's
+    uneven: Mapping[str, float] = field(default_factory=dict)  # what multiplies noise, by GPU
+    wild: Mapping[str, float] = field(default_factory=dict)  # its logarithm's rise per unit
+    slower: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """Added to log hours of a model on a task and GPU."""
+    start: float = 0.0  # the loss before training; 0: two above the end, whatever that is
 
 
 def scaled(name: str, value: float) -> float:
     logarithmic = ("batch_size", "accumulation_steps", "learning_rate", "lora_rank")
     return math.log2(value) if name in logarithmic else value
+
+
+def noise(dice: random.Random, effects: Effects) -> float:
+    drawn = dice.gauss(0, effects.noise)
+    if not effects.tails:
+        return drawn
+    return drawn / math.sqrt(dice.gammavariate(effects.tails / 2, 2 / effects.tails))
 
 
 def run(
@@ -59,13 +72,16 @@ def run(
     away = {name: scaled(name, x) - scaled(name, default[name]) for name, x in asked.items()}
     size = MODELS[model] / 2.5e9 * TASKS[task] * asked["epochs"]
     slower = sum(by * away[name] for name, by in effects.emissions.items())
-    hours = effects.hours[gpu] * size * math.exp(slower + dice.gauss(0, effects.noise))
-    rate = effects.rate[gpu] * math.exp(dice.gauss(0, effects.noise / 5))
+    slower += effects.slower.get((model, task, gpu), 0.0)
+    wild = effects.uneven.get(gpu, 1.0)
+    wild *= math.exp(sum(by * away[name] for name, by in effects.wild.items()))
+    hours = effects.hours[gpu] * size * math.exp(slower + wild * noise(dice, effects))
+    rate = effects.rate[gpu] * math.exp(wild * noise(dice, effects) / 5)
     kg = hours * rate
     bent = sum(by * (scaled(n, asked[n]) - at) ** 2 for n, (by, at) in effects.bend.items())
     moved = sum(by * away[name] for name, by in effects.loss.items())
-    loss = 1.5 + 0.2 * TASKS[task] + moved + bent + dice.gauss(0, effects.noise)
-    start = loss + 2.0
+    loss = 1.5 + 0.2 * TASKS[task] + moved + bent + wild * noise(dice, effects)
+    start = effects.start or loss + 2.0
     tokens = 1e6 * TASKS[task] * asked["epochs"]
     kwh = kg * 1000 / G_PER_KWH
     steps = max(VALIDATIONS, int(2000 * asked["epochs"] / asked["batch_size"]))

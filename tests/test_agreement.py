@@ -13,18 +13,21 @@ import pytest
 import yaml
 
 from entrypoints.compare import CompareConfig, compare
+from entrypoints.grid import grid
 from entrypoints.sweep import sweep
 from entrypoints.train import train
+from green_tune import grid as grids
 from green_tune import space
 from green_tune.config import SweepConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-COMMANDS = {"main": train, "train": train, "sweep": sweep, "compare": compare}
+COMMANDS = {"main": train, "train": train, "sweep": sweep, "grid": grid, "compare": compare}
 CONFIGS = {
     "main": TrainConfig().to_params(),
     "train": TrainConfig().to_params(),
     "sweep": space.defaults() | SweepConfig().to_params(),
+    "grid": grids.defaults(),
     "compare": CompareConfig().to_params(),
 }
 HEAVY = ("torch", "transformers", "peft", "accelerate", "mlflow", "optuna", "codecarbon",
@@ -69,7 +72,7 @@ def test_conda_installs_what_pip_installs() -> None:
     assert all("==" in pin for pin in project["dependencies"])
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "compare"])
+@pytest.mark.parametrize("name", ["train", "sweep", "grid", "compare"])
 def test_help_loads_nothing_heavy_and_names_every_option(name: str) -> None:
     code = (
         "import sys, runpy\n"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import optuna
 import pytest
+import synthetic
 
 from green_tune import importance
 from green_tune.results import RunRecord
@@ -152,3 +153,110 @@ def test_optuna_says_nothing_and_is_left_as_it_was(
     finally:
         optuna.logging.set_verbosity(before)
     assert capsys.readouterr().err == ""
+
+
+RATE_BENDS = synthetic.Effects(bend={"learning_rate": (0.1, -12)})
+
+
+def pooled(effects: synthetic.Effects, runs: int) -> list[RunRecord]:
+    """A search on each GPU, for each model and task: emissions differ 200-fold between them."""
+    places = [(m, t, g) for m in synthetic.MODELS for t in synthetic.TASKS for g in synthetic.HOURS]
+    return [
+        record
+        for seed, (model, task, gpu) in enumerate(places)
+        for record in synthetic.searched(seed, effects, runs, model=model, task=task, gpu=gpu)
+    ]
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "RESAMPLES", 3)
+    monkeypatch.setattr(importance, "MOST", 90)
+
+
+@pytest.mark.usefixtures("brief")
+def test_over_models_tasks_and_gpus_what_decides_comes_first() -> None:
+    found = importance.explained(pooled(RATE_BENDS, 5), NAMES)
+    firsts = {o: next(i for i in found if i.objective == o) for o in importance.OBJECTIVES}
+    assert firsts["val_loss"].name == "learning_rate"
+    assert firsts["emissions_kg"].name == "epochs"
+    assert all(first.share > 0.5 for first in firsts.values())
+
+
+@pytest.mark.usefixtures("brief")
+def test_what_decides_nothing_has_next_to_no_share() -> None:
+    found = importance.explained(pooled(RATE_BENDS, 5), NAMES)
+    decide = {("val_loss", "learning_rate"), ("emissions_kg", "epochs")}
+    others = [i.share for i in found if (i.objective, i.name) not in decide]
+    assert len(others) == 2 * (len(NAMES) - 1)
+    assert max(others) < 0.1
+
+
+@pytest.mark.usefixtures("brief")
+def test_pooled_alone_a_study_has_nearly_the_same_shares_of_its_loss() -> None:
+    # A forest's splits are those of any linear scale, but for ties that rounding breaks.
+    alone, found = (
+        {i.name: i.share for i in explain(TRIALS, NAMES) if i.objective == "val_loss"}
+        for explain in (importance.importances, importance.explained)
+    )
+    assert found == pytest.approx(alone, abs=0.05)
+
+
+def test_within_its_block_each_loss_counts_in_deviations_and_each_emission_as_a_logarithm() -> None:
+    records = pooled(RATE_BENDS, 4)
+    rows = importance._pooled(records, NAMES)
+    assert len(rows) == len(records) == 72
+    per_block = 4 * len(synthetic.HOURS)
+    for start in range(0, 72, per_block):
+        losses = [values[0] for _, values in rows[start : start + per_block]]
+        assert statistics.fmean(losses) == pytest.approx(0, abs=1e-9)
+        assert statistics.pstdev(losses) == pytest.approx(1)
+    for start in range(0, 72, 4):
+        kilograms = [r.metrics["emissions_kg"] for r in records[start : start + 4]]
+        mean = statistics.geometric_mean(kilograms)
+        found = [values[1] for _, values in rows[start : start + 4]]
+        assert found == pytest.approx([math.log(kg / mean) for kg in kilograms])
+
+
+def test_a_large_pool_is_sampled_and_always_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "MOST", 20)
+    records = pooled(RATE_BENDS, 3)
+    once, again = (importance._pooled(records, NAMES) for _ in range(2))
+    assert len(once) == 20
+    assert once == again
+    monkeypatch.setattr(importance, "MOST", 54)
+    whole = importance._pooled(records, NAMES)
+    assert len(whole) == 54
+    assert all(row in whole for row in once)
+
+
+def test_what_does_not_compare_is_no_row() -> None:
+    records = synthetic.searched(0, RATE_BENDS, 20)
+    alone = synthetic.searched(1, RATE_BENDS, 2, gpu="t4")
+    failed = [replace(record, status="FAILED") for record in records]
+    ended = [replace(r, tags={**r.tags, "stopped_early": "after step 1 of 2"}) for r in records]
+    unknown = [replace(record, params={"task": "qa"}) for record in records[:5]]
+    odd = [
+        replace(records[0], metrics={**records[0].metrics, name: value})
+        for name, value in (("val_loss", math.nan), ("emissions_kg", 0.0))
+    ]
+    rows = importance._pooled([*records, *alone, *failed, *ended, *unknown, *odd], NAMES)
+    assert len(rows) == 20
+
+
+def test_a_name_that_few_runs_have_is_left_out_and_costs_no_run() -> None:
+    records = synthetic.searched(0, RATE_BENDS, 20)
+    rare = [replace(r, params={**r.params, "lora_alpha": "32"}) for r in records[:9]]
+    rows = importance._pooled([*rare, *records[9:]], [*NAMES, "lora_alpha"])
+    assert len(rows) == 20
+    assert all(numbers.keys() == set(NAMES) for numbers, _ in rows)
+
+
+def test_a_pool_that_is_too_small_has_no_importances_and_says_why() -> None:
+    few = synthetic.searched(0, RATE_BENDS, 14)
+    assert importance.explained(few, NAMES) == []
+    assert importance.explained_remark(few, NAMES) == (
+        "importance needs 15 finished runs that compare; there are 14: with fewer it is noise"
+    )
+    assert importance.explained_remark(synthetic.searched(0, RATE_BENDS, 30), NAMES) == ""
+    assert importance.explained([], NAMES) == []

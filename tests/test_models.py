@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from green_tune.errors import ModelError
-from green_tune.models import MODELS, Source, resolve
+from green_tune.models import BUILT, MODELS, Source, config_of, resolve
+from green_tune.shapes import Shape
 
 
 def base_model(folder: Path, *files: str) -> Path:
@@ -36,8 +37,19 @@ def test_a_short_name_stays_the_name_of_runs() -> None:
     assert resolve("gemma-2b") == Source(kind="hub", place="google/gemma-2b", name="gemma-2b")
 
 
-def test_tiny_is_built_here() -> None:
-    assert resolve("tiny").kind == "built"
+@pytest.mark.parametrize("name", BUILT)
+def test_tiny_is_built_here_in_two_sizes(name: str) -> None:
+    assert resolve(name) == Source(kind="built", place=name, name=name)
+
+
+def test_the_wider_tiny_has_the_same_recipe_and_more_parameters() -> None:
+    small, wide = (config_of(resolve(name)) for name in BUILT)
+    assert small is not None
+    assert wide is not None
+    differ = {key for key in small if small[key] != wide[key]}
+    assert differ == {"hidden_size", "intermediate_size"}
+    sizes = [shape.parameters for config in (small, wide) if (shape := Shape.of(config))]
+    assert sizes[1] > 2 * sizes[0]
 
 
 @pytest.mark.parametrize("name", ["gpt2-community/gpt2", "HuggingFaceTB/SmolLM2-135M", "a1/b_c.d"])
@@ -85,7 +97,7 @@ def test_a_folder_that_holds_no_base_model_is_refused(
 @pytest.mark.parametrize("name", ["gemma", "Gemma-2B", "llama"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     line = refusal(name)
-    assert line.startswith(f"model={name} is unknown; known: tiny, llama-2-7b, ")
+    assert line.startswith(f"model={name} is unknown; known: tiny, tiny-wide, llama-2-7b, ")
     assert line.endswith("a hub id (owner/name), or a folder")
 
 

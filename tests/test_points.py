@@ -79,6 +79,14 @@ def test_a_sweeps_own_run_is_no_trial() -> None:
     assert points.points([trial(0, kind="sweep")]) == []
 
 
+@pytest.mark.parametrize("kind", ["train", "cell", "trial", "repeat"])
+def test_runs_of_any_kind_have_points_where_all_are_asked_for(kind: str) -> None:
+    run = trial(4, course=COURSE, kind=kind)
+    assert [point.pair for point in points.every([run])] == [(2.0, 0.005), (1.0, 0.01)]
+    assert points.every([trial(4, course=COURSE, kind=kind, status="FAILED")]) == []
+    assert points.points([run]) == (points.every([run]) if kind == "trial" else [])
+
+
 def at(pairs: Sequence[tuple[float, float]]) -> list[points.Point]:
     return points.points([trial(number, *pair) for number, pair in enumerate(pairs)])
 

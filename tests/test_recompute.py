@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from entrypoints.compare import compare
 from green_tune import footprint, intensity, recompute, report
 from green_tune.footprint import Segment
-from green_tune.results import RunRecord
+from green_tune.results import EVALUATIONS, RunRecord
 from green_tune.trace import HOUR_S, Trace
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -131,6 +132,35 @@ def test_a_run_of_no_length_has_a_rate_of_zero_and_one_without_a_length_has_none
     assert brief.metrics["emissions_rate_kg_per_h"] == 0.0
     stale = record({"energy_kwh": 2.0, "emissions_rate_kg_per_h": 9.0})
     assert "emissions_rate_kg_per_h" not in recompute.with_intensity(stale, zone).metrics
+
+
+COURSE = ((0, 0.0, 3.0, 0.9), (20, 0.5, 2.0, 4.5), (40, 1.0, 1.0, 8.1))  # of 9 kg in all
+
+
+def test_a_course_takes_the_new_kilograms_of_its_run() -> None:
+    run = record(metrics_of(SEGMENTS), pue="1.2", **{EVALUATIONS: json.dumps(COURSE)})
+    for known in (
+        recompute.with_intensity(run, intensity.resolve("56")),
+        recompute.with_trace(run, hourly(*HOURLY), SEGMENTS),
+    ):
+        total = known.metrics["emissions_kg"]
+        spent = [e.emissions_kg for e in known.course]
+        assert spent == pytest.approx([0.1 * total, 0.5 * total, 0.9 * total], rel=1e-5)
+        for now, was in zip(known.course, run.course, strict=True):
+            assert replace(now, emissions_kg=was.emissions_kg) == was
+
+
+@pytest.mark.parametrize("kg", [None, 0.0])
+def test_a_course_whose_intensity_nobody_knows_is_left_out(kg: float | None) -> None:
+    total = {} if kg is None else {"emissions_kg": kg}
+    run = record({"energy_kwh": 2.0} | total, **{EVALUATIONS: json.dumps(COURSE)})
+    known = recompute.with_intensity(run, intensity.resolve("100"))
+    assert (known.metrics["emissions_kg"], known.course) == (0.2, [])
+
+
+def test_a_run_that_loses_its_kilograms_loses_those_of_its_course() -> None:
+    run = record(metrics_of(SEGMENTS), **{EVALUATIONS: json.dumps(COURSE)})
+    assert recompute.with_trace(run, hourly(*HOURLY), None).course == []
 
 
 def test_a_run_without_energy_stays_as_it_is() -> None:

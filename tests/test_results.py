@@ -1,5 +1,6 @@
 """The front: what nothing else beats."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ SMALL = st.integers(0, 5)  # few values, so that ties and equals occur
 POINTS = st.lists(st.tuples(SMALL, SMALL), max_size=20) | st.lists(
     st.tuples(SMALL, SMALL, SMALL), max_size=20
 )
-Point = tuple[int, ...]
+Point = tuple[float, ...]
 
 
 def beats(one: Point, other: Point) -> bool:
@@ -100,3 +101,8 @@ def test_the_best_of_each_objective_is_on_the_front() -> None:
 def test_points_of_different_lengths_are_a_bug() -> None:
     with pytest.raises(ValueError, match="zip"):
         front([(1, 2), (0, 1, 2)], same)
+
+
+def test_what_is_no_number_is_neither_beaten_nor_beats() -> None:
+    lost = (math.nan, 1.0)
+    assert front([lost, (1.0, 2.0), (2.0, 3.0), (0.5, 9.0)], same) == [lost, (1.0, 2.0), (0.5, 9.0)]

@@ -1,17 +1,20 @@
+import gc
 import logging
 import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import worker
+from green_tune import tracking, worker
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
-from green_tune.query import Query
+from green_tune.query import EVERY, EXPERIMENT, Query
 from green_tune.results import KIND, STUDY
 from green_tune.run import Run
 from green_tune.tracking import Tracker
@@ -177,6 +180,111 @@ def test_runs_of_all_experiments_are_found(store_uri: str, monkeypatch: pytest.M
     default = Tracker(store_uri)
     assert default.experiment_id != elsewhere.experiment_id
     assert [record.name for record in default.find(Query())] == ["one"]
+
+
+def test_a_study_is_found_alone_or_with_its_parts(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    for study in ("a_b", "a_b/qa", "axb/qa", "a_bc", "A_B/qa"):
+        with tracker.run("trial", study, tags={STUDY: study}):
+            pass
+    assert [record.name for record in tracker.find(Query(study="a_b"))] == ["a_b"]
+    parts = tracker.find(Query(study="a_b", parts=True))
+    assert [record.name for record in parts] == ["a_b", "a_b/qa"]
+
+
+def test_runs_of_other_tools_are_found_where_every_run_is_asked_for(store_uri: str) -> None:
+    client = MlflowClient(store_uri)
+    client.create_run("0", run_name="theirs")
+    deleted = client.create_run("0", run_name="deleted")
+    client.delete_run(deleted.info.run_id)
+    tracker = Tracker(store_uri)
+    with tracker.run("train", "ours"), tracker.run("sweep", "sums"):
+        pass
+    found = tracker.find(Query(kinds=EVERY))
+    assert {(record.name, record.kind) for record in found} == {
+        ("theirs", ""),
+        ("ours", "train"),
+        ("sums", "sweep"),
+    }
+    assert [record.name for record in tracker.find(Query())] == ["ours"]
+
+
+def test_a_users_own_filter_narrows_what_is_found(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    for name, loss in (("good", 1.0), ("bad", 3.0)):
+        with tracker.run("train", name, tags={"base_model": "tiny"}) as run:
+            run.log_metrics({"val_loss": loss})
+    asked = Query(model="tiny", filter="metrics.val_loss < 2")
+    assert [record.name for record in tracker.find(asked)] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("metrics.val_loss < ", "Invalid clause"),
+        ("params.task = qa", "not quoted"),
+        ("a = 1 OR b = 2", "Invalid clause"),
+        ("foo.bar = 'a'", "Invalid entity type 'foo'"),
+    ],
+)
+def test_a_filter_that_mlflow_cannot_read_is_one_clear_line(
+    store_uri: str, text: str, reason: str
+) -> None:
+    tracker = Tracker(store_uri)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        tracker.find(Query(filter=text))
+    assert str(caught.value).startswith(f"filter={text} cannot be read by MLflow: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_pages_of_runs_and_of_experiments_are_read_to_the_last(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(store_uri)
+    for experiment in ("0", client.create_experiment("one"), client.create_experiment("two")):
+        for _ in range(3):
+            client.create_run(experiment)
+    tracker = Tracker(store_uri)
+    every = partialmethod(MlflowClient.search_experiments, max_results=2)
+    monkeypatch.setattr(MlflowClient, "search_experiments", every)
+    monkeypatch.setattr(tracking, "PAGE", 2)
+    found = tracker.find(Query(kinds=EVERY))
+    assert len({record.run_id for record in found}) == 9
+    assert {record.tags[EXPERIMENT] for record in found} == {"0", "1", "2"}
+
+
+def test_what_many_runs_say_is_kept_once_and_mlflows_own_tags_not_at_all(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    for name in ("one", "two"):
+        with tracker.run("train", name, tags={"mlflow.note.content": "long"}) as run:
+            run.log_params({"plan.reasons": "a long text of several words"})
+    one, two = tracker.find(Query())
+    assert one.params["plan.reasons"] is two.params["plan.reasons"]
+    assert {key for key in one.tags if key.startswith("mlflow.")} == {EXPERIMENT}
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_garbage_collector_is_as_it_was_after_reading(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, is_on: bool
+) -> None:
+    tracker = Tracker(store_uri)
+    seen = []
+    search = MlflowClient.search_runs
+
+    def looked(*at: Any, **how: Any) -> Any:
+        seen.append(gc.isenabled())
+        return search(*at, **how)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", looked)
+    (gc.enable if is_on else gc.disable)()
+    try:
+        tracker.find(Query())
+        with pytest.raises(ConfigError):
+            tracker.find(Query(filter="?"))
+        assert gc.isenabled() is is_on
+    finally:
+        gc.enable()
+    assert seen == [False, False]
 
 
 def test_what_a_killed_process_left_open_is_closed_by_the_next_command(

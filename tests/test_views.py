@@ -46,7 +46,11 @@ def shared_view(study: str) -> tuple[str, dict[str, Any]]:
 
 def state_of(study: str) -> dict[str, Any]:
     """Unpack what the UI restores, as the UI does."""
-    packing, packed = shared_view(study)[1]["state"].split(";")
+    return unpacked(shared_view(study)[1])
+
+
+def unpacked(content: Mapping[str, Any]) -> dict[str, Any]:
+    packing, packed = content["state"].split(";")
     assert packing == "deflate"
     state: dict[str, Any] = json.loads(zlib.decompress(b64decode(packed, validate=True)))
     return state
@@ -250,3 +254,29 @@ def test_mlflow_is_named_by_its_path_where_its_environment_is_not_active(
     monkeypatch.setenv("PATH", str(mlflow.parent) if active else "")
     monkeypatch.setattr(sys, "executable", str(tmp_path / environment / "bin" / "python"))
     assert command_in(views.where(LOCAL, "LINK"))[0] == typed.format(tmp_path=tmp_path)
+
+
+def usual(name: str) -> dict[str, Any]:
+    (key,) = asked_in(views.usual_link(LOCAL, "0", name))["viewStateShareKey"]
+    return unpacked(json.loads(views.usual_views()[f"mlflow.sharedViewState.{key}"]))
+
+
+def test_the_usual_views_select_results_and_no_sums(tmp_path: Path) -> None:
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    kinds = {"sweep": {"emissions_kg": 2.0}, "trial": {"emissions_kg": 1.0, "val_loss": 3.0}}
+    for kind, metrics in kinds.items():
+        run_id = client.create_run("0", tags={"green_tune.kind": kind}).info.run_id
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
+        client.set_terminated(run_id)
+    for name in ("Cost by model and GPU", "Loss against emissions", "Hyperparameters"):
+        (found,) = client.search_runs(["0"], usual(name)["searchFilter"])
+        assert found.data.tags["green_tune.kind"] == "trial"
+
+
+def test_costs_are_grouped_by_what_the_runs_are_of_and_ran_on() -> None:
+    state = usual("Cost by model and GPU")
+    keys = [each["groupByData"] for each in state["groupBy"]["groupByKeys"]]
+    assert keys == ["base_model", "gpu_type"]
+    shown = [each["metricKey"] for each in state["compareRunCharts"]]
+    assert shown == ["emissions_kg", "emissions_rate_kg_per_h", "runtime_h"]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import optuna
 import pytest
@@ -236,13 +238,34 @@ def ids(found: Sequence[Run]) -> set[str]:
 
 
 def check_compare(project: Path, trials: list[Run]) -> None:
-    shown = directly(project, "compare", study="s")
+    shown = directly(project, "compare", study="s", format="table")
     assert shown.returncode == 0, shown.stderr
     assert all(run.info.run_id[:8] in shown.stdout for run in trials)
     as_csv = directly(project, "compare", study="s", format="csv").stdout
     assert len(list(csv.DictReader(io.StringIO(as_csv)))) == 3
-    as_json = directly(project, "compare", gpu="t4", format="json").stdout
-    assert json.loads(as_json) == []
+    as_json = directly(project, "compare", study="s", format="json").stdout
+    assert len(json.loads(as_json)) == 3
+    nothing = directly(project, "compare", gpu="t4")
+    assert nothing.returncode == 2
+    assert "gpu=t4" in nothing.stderr
+    check_report(project, trials)
+
+
+def check_report(project: Path, trials: list[Run]) -> None:
+    """The report is a run of its own, whose page holds all of it and needs no network."""
+    made = directly(project, "compare", study="s")
+    assert made.returncode == 0, made.stderr
+    (run,) = runs(project, "compare")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["finding.epochs"] == "not enough evidence"
+    folder = Path(unquote(urlsplit(run.info.artifact_uri).path))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(trial.info.run_id[:8] in page for trial in trials)
+    assert "<svg" in page
+    assert not re.search(r'(?:src|href)="(?!data:|#|http://127)', page)
+    assert {file.suffix for file in (folder / "figures").iterdir()} == {".png", ".svg"}
+    assert {file.suffix for file in (folder / "tables").iterdir()} == {".csv", ".json"}
+    assert str(folder / "report.html") in made.stdout
 
 
 def test_a_run_is_the_same_with_and_without_mlflow_run(project: Path) -> None:

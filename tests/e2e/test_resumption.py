@@ -175,7 +175,10 @@ def test_after_sigterm_the_same_command_goes_on_in_the_same_run(
     assert "Traceback" not in house.said
     said = house.finish()
     run = check_same(house, reference, sessions=2)
-    assert f"goes on with run tiny-sentiment ({run.info.run_id}) at step {last} of {STEPS}" in said
+    assert (
+        f"goes on with run {run.info.run_name} ({run.info.run_id}) at step {last} of {STEPS}"
+        in said
+    )
     assert run.data.metrics["energy_kwh"] > first_kwh > 0
     assert run.data.tags["energy_flags"].startswith("resumed once, what lies between sessions")
     spent = house.spent(run)
