@@ -91,6 +91,7 @@ def fit_scale(set_scale: Callable[[str], None] | None, axis: Any, values: Sequen
 
 def to_png(figure: Figure) -> bytes:
     """As an image on white, 900 pixels wide."""
+    _lay_out(figure)
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="white", metadata={"Software": None})
     return file.getvalue()
@@ -102,6 +103,7 @@ def to_svg(figure: Figure, name: str, words: str = "", *, themed: bool = False) 
     Equal figures of the same `name` are equal texts. Themed, letters are the page's own, which can
     be searched and are small; ids are unique by `name`, and `words` are for those who cannot see.
     """
+    _lay_out(figure)
     file = io.StringIO()
     look: Any = {"svg.fonttype": "none" if themed else "path", "svg.hashsalt": name}
     with rc_context(look), _crowds_as_images(figure):
@@ -115,6 +117,13 @@ def to_svg(figure: Figure, name: str, words: str = "", *, themed: bool = False) 
         )
     svg = ANCHOR.sub("<a>", file.getvalue())
     return _themed(svg, words) if themed else svg
+
+
+def _lay_out(figure: Figure) -> None:
+    """Places what is in a figure once: each form of it would do so again, a bit differently."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 @contextmanager

@@ -7,6 +7,8 @@ is an experiment tag in the UI's own format, which is not documented; these are 
   written before the first trial: without it, the link opens an empty page.
 - A view with a name is also listed under "Views" of the experiment, from where it opens again
   after a reload, which leaves only the filter of a view that was opened by its link.
+- The UI adds sections for all metrics, in alphabetical order with ours, unless the order counts as
+  a user's own (`isAccordionReordered`).
 - Charts stand below each other: beside the list of runs, two in a row are too small to read.
 """
 
@@ -47,6 +49,11 @@ def where(uri: str, link: str) -> str:
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """The page of one run."""
     return f"{_root(uri)}/#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
+
+
+def artifact_link(uri: str, experiment_id: str, run_id: str, name: str) -> str:
+    """The page of one of a run's artifacts."""
+    return f"{_root(uri)}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{name}?{MODE}"
 
 
 def study_link(uri: str, experiment_id: str, study: str) -> str:
@@ -112,6 +119,7 @@ def _view(
         "runsHidden": [],
         "runsHiddenMode": "SHOW_ALL",
         "groupBy": {"aggregateFunction": "average", "groupByKeys": keys} if group else "",
+        "isAccordionReordered": True,
         "compareRunSections": [
             {
                 "uuid": "s1",

@@ -154,6 +154,7 @@ def test_each_chart_stands_in_the_section_in_full_width() -> None:
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {section["uuid"]}
     assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == 2
     assert section["columns"] == 1
+    assert state["isAccordionReordered"] is True  # or it would be sorted among those of metrics
 
 
 def test_the_table_has_the_objectives_the_hyperparameters_and_the_front() -> None:
