@@ -7,6 +7,7 @@ is noticed at once. `tracking` and `sweep` open what it names.
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,9 +25,11 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file in the working folder, as `mlflow run` has it.
 
     Named in full, because MLflow's own default turns to a file store, which it then refuses,
-    wherever an old ./mlruns is found.
+    wherever an old ./mlruns is found. PostgreSQL is spoken to with the driver that is installed:
+    what SQLAlchemy takes by itself has changed from version to version.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg2://", uri)
 
 
 def study_url() -> str:

@@ -209,3 +209,11 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_left_to_mlflow(here: Path, url: str) -> None:
     store.make_whole(url, lambda draft: pytest.fail(f"{draft} was made"))
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_postgresql_is_spoken_to_with_the_driver_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{given}://me:pw@host:5433/runs")
+    assert store.tracking_uri() == "postgresql+psycopg2://me:pw@host:5433/runs"
