@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.options import options_of, run
+from entrypoints.options import launchers_run, options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from green_tune.footprint import Segment
     from green_tune.intensity import Intensity
+    from green_tune.query import Query
     from green_tune.results import RunRecord
     from green_tune.trace import Trace
     from green_tune.tracking import Tracker
@@ -74,7 +75,7 @@ def _compare(asked: dict[str, str]) -> None:
     given = _given(config.country)
     store.check_reachable(store.tracking_uri())
 
-    from green_tune.query import EVERY, KINDS, Query, emptied
+    from green_tune.query import KINDS, RESULTS, Query
     from green_tune.tracking import Tracker
 
     tracker = Tracker(store.tracking_uri())
@@ -87,11 +88,9 @@ def _compare(asked: dict[str, str]) -> None:
         parts=True,
         since=since,
         until=until,
-        kinds=EVERY if config.format == "report" else KINDS,
+        kinds=RESULTS if config.format == "report" else KINDS,
     )
-    records = tracker.find(query)
-    if not records:
-        raise ConfigError(emptied(tracker.find, query))
+    records = _found(query, tracker)
     if given:
         records = _recomputed(records, given, tracker)
     if config.format == "report":
@@ -99,6 +98,19 @@ def _compare(asked: dict[str, str]) -> None:
         return
     with tracker.adopted("compare", "compare", asked):
         _print(records, config)
+
+
+def _found(query: "Query", tracker: "Tracker") -> "list[RunRecord]":
+    """The runs that were asked for, but for the launcher's own: our parameters are logged to it."""
+    from green_tune import selection
+    from green_tune.query import emptied
+
+    def find(query: "Query") -> "list[RunRecord]":
+        return [record for record in tracker.find(query) if record.run_id != launchers_run()]
+
+    if records := find(query):
+        return [selection.legible(record) for record in records]
+    raise ConfigError(emptied(find, query))
 
 
 def _print(records: "Sequence[RunRecord]", config: CompareConfig) -> None:
@@ -139,7 +151,7 @@ def _report(
 
     case = dossier.Case(selection=selected, links=links, target_loss=config.target_loss or None)
     with (
-        tracker.run("compare", f"{len(selected.records)} runs", asked=asked) as current,
+        tracker.run("compare", f"compare {len(selected.records)} runs", asked=asked) as current,
         TemporaryDirectory() as scratch,
     ):
         document = dossier.make(case)
@@ -149,13 +161,14 @@ def _report(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
         current.log_folder(Path(scratch), "")
-        if folder:
-            shutil.copytree(scratch, folder, dirs_exist_ok=True)
+        copied = _copied(Path(scratch), folder) if folder else None
         current.set_tags(dossier.to_tags(document))
+        out = sum(map(len, selected.left_out.values()))
+        current.log_metrics({"runs_compared": len(selected.records), "runs_left_out": out})
         tracker.set_experiment_tags(views.usual_views())
     click.echo(dossier.in_short(document, max(shutil.get_terminal_size().columns, 80)))
-    click.echo(f"\nreport: {folder or tracker.place(current.id)}/report.html")
-    link = views.run_link(tracker.uri, current.experiment_id, current.id)
+    click.echo(f"\nreport: {copied or tracker.place(current.id)}/report.html")
+    link = views.artifact_link(tracker.uri, current.experiment_id, current.id, "report.html")
     click.echo(views.where(tracker.uri, link))
 
 
@@ -163,11 +176,29 @@ def _folder(output: str) -> Path | None:
     """Where a report is wanted besides its run; None for nowhere."""
     if output == "-":
         return None
-    folder = Path(output).expanduser()
     try:
+        folder = Path(output).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"output={output} is no folder for a report: {why}") from None
+    return folder
+
+
+def _copied(report: Path, folder: Path) -> Path | None:
+    """Copies a report file by file, so that a folder keeps its permissions; says where it is.
+
+    None, with a warning, where it has no room there: it is in its run all the same.
+    """
+    try:
+        for path in sorted(path for path in report.rglob("*") if path.is_file()):
+            to = folder / path.relative_to(report)
+            to.parent.mkdir(exist_ok=True)
+            to.write_bytes(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"output={output} is no folder for a report: {error.strerror}") from None
+        log.warning(f"{error.filename or folder} cannot be written: {error.strerror}")
+        return None
     return folder
 
 

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from entrypoints.options import launchers_run, options_of, run
-from entrypoints.sweep import Host, alone, run_study, study_name
+from entrypoints.sweep import (
+    Host,
+    alone,
+    earlier_front,
+    run_study,
+    study_name,
+    total_trials,
+)
 from green_tune import grid as grids
 from green_tune.config import GridConfig
-from green_tune.errors import DataError, DoesNotFit, ModelError, RunFailed
+from green_tune.errors import ConfigError, DataError, DoesNotFit, ModelError, RunFailed
 from green_tune.grid import Cell, Grid, Prepared
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ def grid(**asked: str) -> None:
 def _grid(asked: dict[str, str]) -> None:
     from green_tune import ranks, store
 
-    wanted = Grid.parse(asked)
+    wanted = _with_points(Grid.parse(asked))
     if (processes := ranks.this().world) > 1:
         raise alone("grid", processes)
     prepared = Prepared.of(wanted)
@@ -57,6 +64,15 @@ def _grid(asked: dict[str, str]) -> None:
         _cells(prepared, name, asked, meter)
 
 
+def _with_points(grid: Grid) -> Grid:
+    """A grid whose sweeps have no more trials than there are points to try, if these are few."""
+    if grid.config.trials == 1 or grid.config.sampler != "grid":
+        return grid
+    _, space = grid.split(next(grid.pairs()))
+    trials = max(2, total_trials(grid.config, space))  # one would be no sweep
+    return replace(grid, config=replace(grid.config, trials=trials))
+
+
 def _cells(prepared: Prepared, name: str, asked: dict[str, str], meter: "Meter") -> None:
     """From the first cell to the last, and what is left of them, however it ends."""
     from green_tune import store, tally, views
@@ -67,7 +83,7 @@ def _cells(prepared: Prepared, name: str, asked: dict[str, str], meter: "Meter")
 
     tracker = Tracker(store.tracking_uri())
     shelf = Shelf(tracker=tracker, name=name, prepared=prepared)
-    shelf.check_name()
+    shelf.check()
     study = open_study(
         store.study_url(), name, prepared.grid.dimensions, identity=prepared.identity()
     )
@@ -111,6 +127,7 @@ def _cells(prepared: Prepared, name: str, asked: dict[str, str], meter: "Meter")
         from green_tune.trials import Trials
 
         session.set_tags(grids.described(prepared))
+        tracker.set_experiment_tags(views.usual_views())
         for task, data in prepared.data.items():
             session.log_dataset(f"{task}-{data.name}", data.source, data.digest, "training")
         click.echo(where(), err=True)
@@ -169,11 +186,34 @@ class Shelf:
     prepared: Prepared
     own: set[str] = field(default_factory=set)
 
-    def check_name(self) -> None:
-        """Raises ConfigError where the name could not be searched for afterwards."""
+    def check(self) -> None:
+        """Finds what is wrong with it before its first cell starts.
+
+        Raises:
+            ConfigError: its name could not be searched for afterwards, it was asked for with seeds
+                that are left out now, or its sweeps would start from a study that has no front.
+        """
         from green_tune.query import Query
 
         Query(study=self.name).filters()
+        self._check_seeds()
+        config = self.prepared.grid.config
+        if config.trials > 1 and config.sampler != "grid":  # which starts from nothing
+            for job in self.prepared.jobs.values():
+                earlier_front(job, config, self.tracker)
+
+    def _check_seeds(self) -> None:
+        """Cells that were queued are run, and would be in no table if nobody asked for them."""
+        from green_tune.results import STUDY
+
+        sessions = [each for each in self.sessions() if each.tags.get(STUDY) == self.name]
+        before = {seed for each in sessions for seed in grids.seeds(each.params.get("seed", "0"))}
+        if without := sorted(before.difference(self.prepared.grid.seeds)):
+            listed = ",".join(map(str, sorted(before)))
+            raise ConfigError(
+                f"study {self.name} was asked for with seed={listed}, now without "
+                f"{', '.join(map(str, without))}; give these as well, or another study name"
+            )
 
     def runs(self) -> "Records":
         """All that was tried: cells; and where these are sweeps, their trials and repeats."""

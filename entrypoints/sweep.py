@@ -1,5 +1,6 @@
 """`mlflow run . -e sweep`: an Optuna study over loss and emissions, its trials nested runs."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from green_tune.job import Job
     from green_tune.ledger import Ledger
@@ -45,10 +46,12 @@ class Host:
         if not self.run:
             click.echo(text, err=err)
 
-    def open_account(self, meter: "Meter") -> None:
+    @contextmanager
+    def account(self, meter: "Meter") -> "Iterator[None]":
         """A part's own, as late as can be: what goes wrong before is the host's."""
         if self.run:
             meter.open(checked=False)
+        yield
 
 
 @click.command(
@@ -128,7 +131,7 @@ def run_study(
         repeated = tracker.find(again)
         tracker.mark_front(records, summary.on_front(records))
         _leave(parent, records, repeated, overheads, name, list(space))
-        missing = ended or summary.to_go_on(study.missing(_total(config, space)), name)
+        missing = ended or summary.to_go_on(study.missing(total_trials(config, space)), name)
         host.say(summary.sweep_summary(records, name, missing, overheads, repeated))
         host.say(where())
 
@@ -146,9 +149,9 @@ def run_study(
         lambda run_id: study.adopt(run_id, before),
         within=host.run,
     )
-    host.open_account(meter)
     with (
         opened as (parent, session),
+        host.account(meter),
         overhead(session, meter, summarise),  # what was found and spent, however it ends
     ):
         from green_tune import sweep as sweeps
@@ -156,7 +159,7 @@ def run_study(
 
         host.join(parent.id, session.id)
         describe(job, session)
-        tracker.set_experiment_tags(views.study_view(name, list(space)))
+        tracker.set_experiment_tags(views.study_view(name, list(space)) | views.usual_views())
         host.say(where(), err=True)
         trials = _trials(config, host, study, parent, meter, ledger)
         ledger.look()
@@ -164,7 +167,7 @@ def run_study(
         def one(trial: "Trial") -> "Outcome":
             return trials.run(sweeps.configured(job, trial), trial)
 
-        total = _total(config, space)
+        total = total_trials(config, space)
         with meter.phase("between"):
             ended = sweeps.run_sweep(study, total, one, trials.settle, ledger.refuse)
             if config.repeats > 1 and not (ended or study.others()):
@@ -201,26 +204,13 @@ def _trials(
 def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker") -> "Study":
     """The study, made or joined; a new one begins with what is known to be good."""
     from green_tune import earlier, store
-    from green_tune.query import Query
     from green_tune.study import open_study
     from green_tune.sweep import identity
 
     def first() -> list[dict[str, Any]]:
         if config.sampler == "grid":
             return []
-        query = Query(
-            model=job.source.name,
-            task=job.task.name,
-            study="" if config.warm_start == "auto" else config.warm_start,
-            front=True,
-            kinds=("trial",),
-        )
-        found = [] if config.warm_start == "never" else tracker.find(query)
-        if not found and config.warm_start not in ("auto", "never"):
-            raise ConfigError(
-                f"warm_start={config.warm_start}: the store has no front of that study with "
-                f"{job.source.name} and {job.task.name}; give another, auto or never"
-            )
+        found = earlier_front(job, config, tracker)
         return earlier.best_values(found, space) or [earlier.usual(space)]
 
     return open_study(
@@ -234,7 +224,33 @@ def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker")
     )
 
 
-def _total(config: SweepConfig, space: "Space") -> int:
+def earlier_front(job: "Job", config: SweepConfig, tracker: "Tracker") -> "Sequence[RunRecord]":
+    """The best trials of earlier studies of this model and task, as `warm_start` asks for them.
+
+    Raises:
+        ConfigError: it names a study that has none.
+    """
+    from green_tune.query import Query
+
+    if config.warm_start == "never":
+        return []
+    query = Query(
+        model=job.source.name,
+        task=job.task.name,
+        study="" if config.warm_start == "auto" else config.warm_start,
+        front=True,
+        kinds=("trial",),
+    )
+    found = tracker.find(query)
+    if not found and config.warm_start != "auto":
+        raise ConfigError(
+            f"warm_start={config.warm_start}: the store has no front of that study with "
+            f"{job.source.name} and {job.task.name}; give another, auto or never"
+        )
+    return found
+
+
+def total_trials(config: SweepConfig, space: "Space") -> int:
     """How many trials the study is to have: no more than a grid has points."""
     if config.sampler != "grid":
         return config.trials

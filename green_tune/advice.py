@@ -177,7 +177,7 @@ def why_silent(records: Sequence[RunRecord]) -> str:
     if not found.groups:
         return (
             f"no config was run on {SEEDS} seeds; "
-            f"-P repeats={SEEDS} of a sweep or a grid gives them"
+            f"-P repeats={SEEDS} of a sweep, or as many seeds of a grid, give them"
         )
     if not found.rivals and not found.twins:
         return (

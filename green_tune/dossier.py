@@ -15,9 +15,11 @@ from green_tune import (
     blocks,
     charts,
     claims,
+    efficiency,
     importance,
     marginal,
     pictures,
+    rates,
     report,
     responses,
     scatters,
@@ -28,7 +30,7 @@ from green_tune import (
 from green_tune.document import MARKS, Document, Finding, Picture, Section, Table, plain
 from green_tune.looks import Drawn
 from green_tune.results import RunRecord
-from green_tune.selection import Selection
+from green_tune.selection import Selection, listed
 
 Part = str | Table | Picture | Finding
 Parts = Iterator[Part]
@@ -60,7 +62,7 @@ def make(case: Case) -> Document:
     sections = [Section(title=title, parts=list(fill(case))) for title, fill in SECTIONS.items()]
     return Document(
         title=f"{_count(len(case.records), 'run')} compared",
-        summary=[*_summary(case), *case.selection.notes],
+        summary=[*_summary(case), *(_sentence(plain(note)) for note in case.selection.notes)],
         sections=[section for section in sections if section.parts],
         links=case.links,
     )
@@ -119,7 +121,7 @@ def _summary(case: Case) -> list[str]:
 
 def _findings(case: Case) -> Parts:
     if len(case.records) > 1:
-        yield "What the study behind green\\-tune found, on these runs. Intervals are of 95 %."
+        yield "What the study behind green-tune found, on these runs:"
         yield from claims.claims(case.records)
 
 
@@ -151,7 +153,7 @@ def _costs(case: Case) -> Parts:
     yield from _picture("emissions", charts.emissions_figure(alike, "", links),
                         "Emissions by model and GPU", note)  # fmt: skip
     yield from _picture("tasks", charts.tasks_figure(records, "", links), "Emissions by task")
-    yield from _picture("rates", scatters.rates_figure(records, "", links),
+    yield from _picture("rates", rates.rates_figure(records, "", links),
                         "Emissions rate against total emissions and runtime")  # fmt: skip
     yield tables.costs(records)
 
@@ -211,9 +213,10 @@ def _explained(key: str, losses: Mapping[blocks.Block, float]) -> str:
 
 
 def _prices(case: Case) -> Parts:
+    names = _names(case.records)
     found = blocks.group(case.records, blocks.block)
-    prices = {_name(block): marginal.front_per_hundredth(alike) for block, alike in found.items()}
-    knees = {_name(block): marginal.knee(alike) for block, alike in found.items()}
+    prices = {names[block]: marginal.front_per_hundredth(alike) for block, alike in found.items()}
+    knees = {names[block]: marginal.knee(alike) for block, alike in found.items()}
     bends = {name: (p.val_loss, p.emissions_kg * tables.KG_TO_G) for name, p in knees.items() if p}
     drawn = trends.marginal_figure(
         {name: [(p.loss, p.grams) for p in some] for name, some in prices.items() if some},
@@ -237,7 +240,7 @@ def _machines(case: Case) -> Parts:
             at = (record.tags.get("base_model", ""), blocks.gpu(record))
             values.setdefault(at, []).append(found)
     floors = marginal.FLOOR_MJ_PER_TOKEN_PER_BILLION
-    drawn = charts.efficiency_figure(values, floors, "")
+    drawn = efficiency.efficiency_figure(values, floors, "")
     note = (
         "Lines: MLPerf Training's LoRA of Llama-2-70B, at the wall, by experts. Small models and "
         "short runs lie far above it, since what does not grow with the model weighs more."
@@ -250,7 +253,7 @@ def _machines(case: Case) -> Parts:
 
 def _forecasts(case: Case) -> Parts:
     rows = [
-        (record.name, record.metrics[name], record.metrics[came], unit)
+        (record.tags.get("base_model", ""), record.metrics[name], record.metrics[came], unit)
         for record in case.records
         for name, (came, unit) in FORECASTS.items()
         if record.metrics.get(name) and record.metrics.get(came)
@@ -292,7 +295,8 @@ def _alike(records: Sequence[RunRecord]) -> tuple[Sequence[RunRecord], str]:
             f"{_count(len(records), 'run')}."
         )
     if apart:
-        named = ", ".join(plain(_name(block)) for block in apart)
+        names = _names(records)
+        named = listed([plain(names[block]) for block in apart])
         notes.append(f"No config is common to all GPUs, and means are of different ones: {named}.")
     return alike, " ".join(notes)
 
@@ -303,8 +307,15 @@ def _picture(name: str, drawn: Drawn | None, title: str, note: str = "") -> Part
         yield Picture(name=name, title=title, figure=figure, words=plain(words), note=note)
 
 
-def _name(block: blocks.Block) -> str:
-    return f"{block.model} {block.task}"
+def _sentence(line: str) -> str:
+    return line[:1].upper() + line[1:] + "." * (not line.endswith("."))
+
+
+def _names(records: Sequence[RunRecord]) -> dict[blocks.Block, str]:
+    """How each block is called: by its model and task, and its data where a task has several."""
+    titles = blocks.titles(records)
+    found = {blocks.block(record): titles[blocks.panel(record)] for record in records}
+    return {block: f"{block.model} {title}" for block, title in found.items()}
 
 
 def _count(number: int, what: str) -> str:

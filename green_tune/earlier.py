@@ -20,6 +20,7 @@ from green_tune.space import SPECS, Space
 
 UNDECIDING = ("model", "revision", "data", "gpu", "country", "pue", "checkpoint_minutes", "resume",
               "quality_examples", "min_gain_per_g")  # fmt: skip
+PLANNED = ("precision", "quantization")  # a sweep pins them; the plan has what came of them
 OWN = ("train", "eval", "save")  # phases that a config decides; a sweep shares the setup
 SCORED = ("quality.", "start_quality.")  # task metrics, which not every run has
 TAKEN_OVER = ("gpu_type", "device", "base_model", "data_digest", "version.", "energy_")  # tags
@@ -30,7 +31,8 @@ FIRST = 3  # trials that a study takes from earlier ones
 
 def fingerprint(job: Job, versions: Mapping[str, str]) -> str:
     """The same for two runs that differ by chance alone: config, data, seed, device, versions."""
-    params = {k: v for k, v in job.config.to_params().items() if k not in UNDECIDING}
+    left_out = (*UNDECIDING, *PLANNED)
+    params = {k: v for k, v in job.config.to_params().items() if k not in left_out}
     decided = {k: v for k, v in job.plan.to_params().items() if k != "plan.reasons"}
     found = {
         "model": job.source.name,

@@ -88,6 +88,7 @@ def run_experiment(
         describe(job, run)
         run.set_tags({NOTE: _sentence(job)})
         run.log_params(job.config.to_params() | job.plan.to_params())
+        quality.prepare(job)
         tuner = (bench or Bench()).load(job)
         _report_cuts(job, tuner)
         keeper = _Keeper(job, run, checkpoint, phase)

@@ -14,7 +14,7 @@ from green_tune import job as jobs
 from green_tune import models, space, tasks
 from green_tune.config import GridConfig, SweepConfig, TrainConfig, check, read
 from green_tune.data import Data
-from green_tune.errors import ConfigError, DoesNotFit
+from green_tune.errors import ConfigError, DataError, DoesNotFit
 from green_tune.job import Job
 from green_tune.results import UNFIT
 from green_tune.space import SPACE, SPECS, Dimension, Space
@@ -80,7 +80,7 @@ class Grid:
         grid = cls(
             models=_known_models(read_list("model", asked["model"])),
             tasks=tuple(tasks.resolve(name).name for name in read_list("task", asked["task"])),
-            seeds=_seeds(asked["seed"]),
+            seeds=seeds(asked["seed"]),
             config=config,
             texts=_filled(run, config.trials),
         )
@@ -150,10 +150,14 @@ class Prepared:
         return cls(grid=grid, found=found, ground=ground)
 
     @cached_property
+    def jobs(self) -> dict[Pair, Job]:
+        """Those that have room."""
+        return {pair: job for pair, job in self.found.items() if isinstance(job, Job)}
+
+    @cached_property
     def data(self) -> dict[str, Data]:
         """The examples of each task that some model has room for."""
-        jobs = {pair.task: job for pair, job in self.found.items() if isinstance(job, Job)}
-        return {task: job.data for task, job in jobs.items()}
+        return {pair.task: job.data for pair, job in self.jobs.items()}
 
     @cached_property
     def works(self) -> dict[tuple[str, str], float]:
@@ -189,8 +193,7 @@ class Prepared:
         params = config.to_params() | {name: str(varied[name]) for name in varied}
         fixed = {name: text for name, text in params.items() if name not in NOT_FIXED}
         lists = {"model": ",".join(sorted(grid.models)), "task": ",".join(sorted(grid.tasks))}
-        ready = {pair: job for pair, job in self.found.items() if isinstance(job, Job)}
-        commits = {f"commit of {pair.model}": job.commit for pair, job in ready.items()}
+        commits = {f"commit of {pair.model}": job.commit for pair, job in self.jobs.items()}
         data = {f"data of {task}": each.digest for task, each in self.data.items()}
         device = {"device": self.ground.device.gpu_type, "trials": str(grid.config.trials)}
         return fixed | lists | commits | data | device
@@ -239,6 +242,20 @@ def read_list(name: str, text: str) -> tuple[str, ...]:
     return values
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """The seeds of a comma list.
+
+    Raises:
+        ConfigError: one is empty, there twice, or no seed.
+    """
+    spec = SPECS["seed"]
+    values = tuple(int(read(spec, each)) for each in read_list("seed", text))
+    for seed in values:
+        check(spec, seed)
+    _check_once("seed", text, values)
+    return values
+
+
 def _check_once(name: str, text: str, values: Sequence[object]) -> None:
     for number, value in enumerate(values):
         if value in values[:number]:
@@ -253,15 +270,6 @@ def _known_models(names: Sequence[str]) -> tuple[str, ...]:
             raise ConfigError(f"model={places[place]} and {name} are the same base model")
         places[place] = name
     return tuple(names)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    spec = SPECS["seed"]
-    seeds = tuple(int(read(spec, each)) for each in read_list("seed", text))
-    for seed in seeds:
-        check(spec, seed)
-    _check_once("seed", text, seeds)
-    return seeds
 
 
 def _filled(asked: Mapping[str, str], trials: int) -> dict[str, str]:
@@ -293,7 +301,10 @@ def _data(where: str, task: str) -> str:
 
 def _prepared(grid: Grid, pair: Pair) -> Job:
     fixed, varied = grid.split(pair)
-    job = jobs.prepare(fixed)
+    try:
+        job = jobs.prepare(fixed)
+    except DataError as error:  # of which task, its text need not say
+        raise DataError(f"task={pair.task}: {error}") from None
     if not varied:
         return job
     largest: dict[str, Any] = {name: dimension.high for name, dimension in varied.items()}

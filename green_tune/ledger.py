@@ -167,7 +167,9 @@ class Ledger:
         figures = record.metrics
         if f"{prefix}energy_kwh" in figures:
             return _amount(record, prefix)
-        return ZERO if prefix else self.expected(_values(record))
+        if prefix or record.status != "RUNNING":  # a cell whose base cannot be loaded never began
+            return ZERO
+        return self.expected(_values(record))
 
 
 def _amount(record: RunRecord, prefix: str = "") -> Amount:

@@ -1,11 +1,12 @@
 """What the figures of many runs share: who is drawn how, panels, legends, units, points.
 
 A door to matplotlib, on a `canvas`. It knows how a GPU, a model and a task look, and what there is
-no room for; what is drawn of them is `charts` and `scatters`. Every colour has a second mark, and
-all of them are readable on white and on black. Names from a store are drawn as they are.
+no room for; what is drawn of them is `charts`, `scatters` and `trends`. Every colour has a
+second mark, and all are readable on white and on black. Names from a store are drawn as they are.
 """
 
 import math
+import re
 import statistics
 import textwrap
 from collections import Counter
@@ -28,6 +29,7 @@ from green_tune.canvas import (
     DARK,
     DPI,
     GREEN,
+    ON_DARK,
     ORANGE,
     RED,
     SKY,
@@ -56,6 +58,9 @@ NAME, LINE = 20, 110  # characters of a name, and of a line below a figure
 FEWEST = 3  # runs behind an interval
 DECADES_100, DECADES_30 = 100, 30  # from which a narrow axis has room for fewer ticks
 OUTLYING = 6  # interquartile ranges above the upper quartile
+MASS = {"kg": 1.0, "g": 1e3, "mg": 1e6, "µg": 1e9}
+ENERGY = {"kWh": 1.0, "Wh": 1e3, "mWh": 1e6, "µWh": 1e9}
+TIME = {"h": 1.0, "min": 60.0, "s": 3600.0}
 GAP = (math.sqrt(5) - 1) / 2  # of a sequence that fills a width evenly, however long it is
 
 
@@ -70,7 +75,7 @@ class Look:
 
     def bar(self) -> Patch:
         """Its line in a legend of bars."""
-        return Patch(fc=self.colour, ec="white", hatch=self.hatch, lw=0, label=self.name)
+        return Patch(fc=self.colour, ec=ON_DARK, hatch=self.hatch, lw=0, label=self.name)
 
     def dot(self, colour: str = "", marker: str = "") -> Line2D:
         """Its line in a legend of points, or of its colour or marker alone."""
@@ -94,16 +99,14 @@ class Cast:
         colour = other.colour if len(self.gpus) == 1 else own.colour
         return colour, own.marker if len(self.models) == 1 else other.marker
 
-    def handles(self) -> list[Line2D]:
-        """The legend to `mark`."""
-        if len(self.gpus) == 1 or len(self.models) == 1:
-            return [look.dot() for look in self.shown().values()]
-        colours = [look.dot(marker="o") for look in self.gpus.values()]
-        return [*colours, *(look.dot(colour=DARK) for look in self.models.values())]
-
-    def shown(self) -> Mapping[str, Look]:
-        """What both marks stand for where one of GPU and model does not vary."""
-        return self.models if len(self.gpus) == 1 else self.gpus
+    def handles(self, drawn: Sequence[RunRecord]) -> list[Line2D]:
+        """The legend to `mark`: of those that are drawn alone."""
+        on, of = {*map(gpu, drawn)}, {*map(model, drawn)}
+        gpus = {key: look for key, look in self.gpus.items() if key in on}
+        models = {key: look for key, look in self.models.items() if key in of}
+        if len(self.gpus) > 1 and len(self.models) > 1:
+            return two_marks(gpus, models)
+        return [look.dot() for look in (models if len(self.gpus) == 1 else gpus).values()]
 
 
 def cast(records: Iterable[RunRecord], *needed: str) -> Cast | None:
@@ -127,7 +130,7 @@ def cast(records: Iterable[RunRecord], *needed: str) -> Cast | None:
         "task": [called[each] for each in panels if each not in tasks],
     }
     size = {model(r): value(r, "base_parameters") for r in kept}
-    by_size = sorted({*map(model, kept)}, key=lambda m: (math.isnan(size[m]), size[m] or 0, m))
+    by_size = sorted(size, key=lambda m: (math.inf if math.isnan(size[m]) else size[m], m))
     return Cast(
         records=kept,
         gpus=looks(sorted({*map(gpu, kept)}, key=by_power), gpu_name),
@@ -137,11 +140,19 @@ def cast(records: Iterable[RunRecord], *needed: str) -> Cast | None:
     )
 
 
-def looks(keys: Sequence[str], name: Any = str) -> dict[str, Look]:
+def two_marks(colours: Mapping[str, Look], markers: Mapping[str, Look]) -> list[Line2D]:
+    """A legend of points of which the colour says one thing and the marker another."""
+    return [*(look.dot(marker="o") for look in colours.values()),
+            *(look.dot(colour=DARK) for look in markers.values())]  # fmt: skip
+
+
+def looks(
+    keys: Sequence[str], name: Callable[[str], str] = str, width: int = NAME
+) -> dict[str, Look]:
     """A look for each key, in the given order; beyond `MOST` they begin again."""
     return {
         key: Look(
-            name=text(name(key)),
+            name=text(name(key), width),
             colour=COLOURS[n % MOST],
             hatch=HATCHES[n % MOST],
             marker=MARKERS[n % MOST],
@@ -207,26 +218,26 @@ def _has(sign: str) -> bool:
     return bool(get_font(findfont(FontProperties())).get_char_index(ord(sign)))
 
 
-def unit(kilograms: Iterable[float]) -> tuple[str, float]:
-    """The unit that a reader would choose for the largest, and how many of it make a kilogram."""
-    return ("kg", 1.0) if max(kilograms) >= 1 else ("g", 1000.0)
+def unit(values: Iterable[float], units: Mapping[str, float] = MASS) -> tuple[str, float]:
+    """The unit that a reader would choose for the largest, and how many of it make one of ours.
+
+    `units` are from the largest to the smallest; ours is kg, kWh or h.
+    """
+    largest = max(values)
+    return next((each for each in units.items() if largest * each[1] >= 1), [*units.items()][-1])
 
 
 def basis(records: Sequence[RunRecord]) -> str:
-    """Which grid intensities the emissions rest on."""
-    return f"Carbon intensity ({cut(intensities(records))})."
-
-
-def cut(line: str, width: int = 2 * LINE) -> str:
-    """A line that is not longer than two below a figure."""
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    """Which grid intensities the emissions rest on, in up to two lines below a figure."""
+    return f"Carbon intensity ({text(intensities(records), 2 * LINE)})."
 
 
 def said(clauses: Sequence[str], more: str = "") -> str:
     """A description of clauses, with how many of them are left out, and one more sentence."""
     rest = f"; and {len(clauses) - CLAUSES} more" * (len(clauses) > CLAUSES)
     words = "; ".join(clauses[:CLAUSES]) + rest + "."
-    return f"{words} {more}".strip().replace(r"\$", "$")
+    drawn = f"{words} {more}".strip().replace(r"\$", "$")
+    return re.sub(r"(?<=[ (]) _", "_", drawn)
 
 
 def panels(
@@ -285,18 +296,20 @@ def scatter(
     ids: Sequence[str],
     links: Mapping[str, str],
     of: int = 0,
+    most: float = math.inf,
     **look: Any,
 ) -> None:
     """Points as large and dense as their number allows, each a link to its run where it has one.
 
-    `of` is how many points the figure has, where that is more.
+    A few stand out among many, and above them. `of` is how many points the figure has, where that
+    is more; `most`, the largest area of one in points squared.
     """
     if not where:
         return
     number = max(of, len(where))
-    size, alpha = next(each for most, *each in DENSITIES if number <= most)
-    look = {"s": size, "alpha": alpha, "lw": 0, "zorder": 3, **look}
-    marks = axes.scatter(*zip(*where, strict=True), rasterized=number > VECTORS, **look)
+    size, alpha = next(each for limit, *each in DENSITIES if len(where) <= limit)
+    look = {"s": min(size, most), "alpha": alpha, "zorder": 3 + 1 / (1 + len(where)), **look}
+    marks = axes.scatter(*zip(*where, strict=True), lw=0, rasterized=number > VECTORS, **look)
     if links and number <= LINKED:
         marks.set_urls([links.get(run_id) for run_id in ids])
 

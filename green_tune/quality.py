@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from green_tune import attention, batches, stop
+from green_tune.job import Job
 from green_tune.loading import is_out_of_memory, named_out_of_memory, precision_of
 from green_tune.tasks import Example
 from green_tune.tokens import Encoded, Encoder
@@ -50,11 +51,17 @@ def measure(tuner: FineTuner) -> dict[str, float]:
     return {f"quality.{name}": value for name, value in scores.items()}
 
 
+def prepare(job: Job) -> None:
+    """Imports what takes a second, and a trial without task metrics need not pay."""
+    if job.config.quality_examples:
+        from green_tune import scores  # noqa: F401
+
+
 def _scored(
     quality: str, predictions: Mapping[int, str], examples: Sequence[Example]
 ) -> dict[str, float]:
     """Predictions, by the numbers of their examples, against what is right."""
-    from green_tune import scores  # takes most of a second, which a trial of a sweep need not pay
+    from green_tune import scores
 
     texts, asked = list(predictions.values()), [examples[number] for number in predictions]
     if quality == "answers":

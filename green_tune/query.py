@@ -14,7 +14,8 @@ from green_tune.errors import ConfigError
 from green_tune.results import FINGERPRINT, FRONT, KIND, STUDY, RunRecord
 
 KINDS = ("train", "cell", "trial", "repeat")  # compared; others hold sums
-EVERY: Sequence[str] = ()  # kinds: ours, and the runs of other tools, which have none
+RESULTS = (*KINDS, "")  # and the runs of other tools, which have none
+EVERY: Sequence[str] = ()  # all of ours, and the runs of other tools
 EXPERIMENT = "mlflow.experimentId"  # of a record that was found: where it is
 SHOWN = 12  # values that a line names
 
@@ -70,7 +71,7 @@ class Query:
 
     def _kind(self) -> list[str]:
         """One kind by its name; of several, any: one search instead of one for each."""
-        if not self.kinds:
+        if not self.kinds or "" in self.kinds:
             return []
         one = f"= {_quoted(self.kinds[0])}" if len(self.kinds) == 1 else "LIKE '%'"
         return [f"tags.`{KIND}` {one}"]

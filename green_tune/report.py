@@ -54,6 +54,8 @@ FIGURES = (
     "energy_high_kwh",
     "emissions_low_kg",
     "emissions_high_kg",
+    "train_tokens",
+    "base_parameters",
 )
 TAGS = (
     *("device", "data_digest", "intensity_g_per_kwh", "intensity_zone", "intensity_source"),
@@ -260,7 +262,8 @@ def cost(records: Sequence[RunRecord], overheads: Sequence[RunRecord] = ()) -> s
     measured = [record for record in records if "energy_kwh" in record.metrics]
     without = sum("emissions_kg" not in record.metrics for record in measured)
     but = f", without {without} runs that have no figure" if without else ""
-    kg = f"{spent['emissions_kg']:.3g} kg CO2e ({intensities(records)}{but})"
+    of = f" ({intensities(records)}{but})" * bool(measured)
+    kg = f"{spent['emissions_kg']:.3g} kg CO2e{of}"
     if without and without == len(measured):
         kg = "kg CO2e unknown"
     return f"{spent['energy_kwh']:.3g} kWh, {kg}, {spent['runtime_h']:.3g} h"

@@ -1,4 +1,4 @@
-"""A comparison's runs as points: rates, fronts, forecasts.
+"""A comparison's runs as points: fronts and forecasts.
 
 A door to matplotlib, on a `canvas`, in the looks of `looks`. Each function returns a figure with a
 line that says in words what it shows, or None where there is too little to draw. Losses are shown
@@ -7,17 +7,13 @@ within one task and data set, across models as bits per byte; points are links w
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from green_tune.blocks import Block, block, gpu, group, panel
-from green_tune.canvas import DARK, GREY, SMALL, WHITE, is_spread
+from green_tune.canvas import DARK, GREY, SMALL
 from green_tune.looks import (
     COLOURS,
     MOST_PANELS,
@@ -44,57 +40,8 @@ from green_tune.results import RunRecord
 
 LOSS, BITS = "val_loss", "val_bits_per_byte"
 CALLED = {LOSS: "loss (nats per token)", BITS: "bits per byte"}
-RATE = "emissions_rate_kg_per_h"
-ISO = 3  # lines of equal value: more would hide the points
 BEYOND = "loss beyond the axis"
 MOST_UNITS = 4
-NARROWEST = 5.0  # ratio of an axis' ends
-FROM_END = 8  # of a line's 300 points, where its value stands
-
-
-def rates_figure(
-    records: Sequence[RunRecord], title: str, links: Mapping[str, str] | None = None
-) -> Drawn | None:
-    """Emissions rate against total emissions, and against runtime, by GPU.
-
-    All axes are logarithmic. Dotted lines join equal runtimes on the left and equal emissions on
-    the right. None where no run has all three above 0.
-    """
-    names = ("emissions_kg", RATE, "runtime_h")
-    there = [r for r in records if all(value(r, name) > 0 for name in names)]
-    shown = cast(there, *names)
-    if shown is None:
-        return None
-    rows = {r.run_id: (value(r, "emissions_kg"), value(r, "runtime_h"), value(r, RATE))
-            for r in shown.records}  # fmt: skip
-    name, factor = unit(kg for kg, _, _ in rows.values())
-    per, by = unit(rate for _, _, rate in rows.values())
-    figure, (left, right) = panels(title, 2, height=3.3)
-    for on, runs in group(shown.records, gpu).items():
-        look, mine = shown.gpus[on], [rows[r.run_id] for r in runs]
-        for axes, pairs in (
-            (left, [(kg * factor, rate * by) for kg, _, rate in mine]),
-            (right, [(hours, rate * by) for _, hours, rate in mine]),
-        ):
-            scatter(axes, pairs, [r.run_id for r in runs], links or {}, of=len(rows),
-                    color=look.colour, marker=look.marker)  # fmt: skip
-    kilograms, hours, rates = (list(each) for each in zip(*rows.values(), strict=True))
-    grams = [kg * factor for kg in kilograms]
-    for axes, xs in ((left, grams), (right, hours)):
-        _stretch(axes.set_xscale, axes.set_xlim, axes.xaxis, xs)
-        _stretch(axes.set_yscale, axes.set_ylim, axes.yaxis, [rate * by for rate in rates])
-    notes = [
-        *_lines(left, hours, lambda x, h: x / factor / h * by, "h", rising=True),
-        *_lines(right, grams, lambda x, e: e / factor / x * by, name, rising=False),
-    ]
-    left.set_xlabel(f"emissions ({name} CO2e)")
-    left.set_ylabel(f"emissions rate ({per} CO2e per h)")
-    right.set_xlabel("runtime (h)")
-    handles = [look.dot() for look in shown.gpus.values()]
-    iso = Line2D([], [], ls=":", color=GREY, label="equal runtime, equal emissions")
-    legend(figure, [*handles, iso], basis(shown.records), shown.left_out)
-    _thin(figure, notes)
-    return figure, said([_rate(shown, on, rows) for on in shown.gpus], shown.left_out)
 
 
 def front_figure(
@@ -142,7 +89,7 @@ def forecast_figure(rows: Sequence[tuple[str, float, float, str]], title: str) -
         return None
     labels = list(dict.fromkeys(row[0] for row in there))
     several = 1 < len(labels) <= len(COLOURS)
-    series = looks(labels if several else ["forecast"])
+    series = looks(labels if several else ["forecast"], width=34)
     figure, every = panels(title, len(units), height=3.2)
     clauses = []
     for axes, name in zip(every, units, strict=True):
@@ -150,7 +97,7 @@ def forecast_figure(rows: Sequence[tuple[str, float, float, str]], title: str) -
         for key, its in alike(mine, lambda row: row[0] if several else "forecast").items():
             look, pairs = series[key], [(row[1], row[2]) for row in its]
             scatter(axes, pairs, [], {}, of=len(mine), color=look.colour, marker=look.marker)
-            clauses.append(_missed(key if several else "", pairs, name))
+            clauses.append(_missed(look.name if several else "", pairs, name))
         both = [x for row in mine for x in row[1:3]]
         _square(axes, both)
         axes.set_xlabel(f"forecast ({text(name)})")
@@ -184,14 +131,10 @@ def _fronts(
     for axes, (called, (measure, mine)) in zip(every, filled.items(), strict=True):
         where = {r.run_id: (value(r, "emissions_kg") * factor, value(r, measure)) for r in mine}
         limit = edge([y for _, y in where.values()])
-        for (colour, marker), its in group(mine, shown.mark).items():
-            scatter(axes, [(where[r.run_id][0], min(where[r.run_id][1], limit)) for r in its],
-                    [r.run_id for r in its], links, of=len(runs), color=colour,
-                    marker=marker)  # fmt: skip
+        _dots(axes, shown, mine, {key: (x, min(y, limit)) for key, (x, y) in where.items()},
+              links, len(runs))  # fmt: skip
         front = _front(mine, where)
-        steps = [where[record.run_id] for record in front]
-        axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=DARK, lw=1.3, zorder=2)
-        axes.scatter(*zip(*steps, strict=True), s=58, fc="none", ec=DARK, lw=1.1, zorder=4)
+        _steps(axes, [where[record.run_id] for record in front])
         scale(axes, "x", [x for x, _ in where.values()])
         scale(axes, "y", [y for _, y in where.values() if y <= limit])
         cut |= _beyond(axes, list(where.values()), limit)
@@ -200,15 +143,37 @@ def _fronts(
         ends = [_end(shown, record, where, name) for record in (front[-1], front[0])]
         clauses.append(
             f"{called}: least {CALLED[measure]} {ends[0]}, least emissions {ends[1]},"
-            f" {len(front)} of {len(mine)} runs on the front"
+            f" {len(front)} of {_count(len(mine))} on the front"
         )
     for axes in every[-2:]:  # the last of each column
         axes.set_xlabel(f"emissions ({name} CO2e)", fontsize=SMALL + 1)
-    handles = [*shown.handles(), Line2D([], [], color=DARK, lw=1.3, marker="o", mfc="none",
-                                        label="Pareto front")]  # fmt: skip
-    handles += [_mark("^", BEYOND)] * cut
+    pareto = Line2D([], [], color=DARK, lw=1.3, marker="o", mfc="none", label="Pareto front")
+    handles = [*shown.handles(runs), pareto, *([_mark("^", BEYOND)] * cut)]
     legend(figure, handles, basis(runs), gone, shown.left_out)
     return figure, said(clauses, f"{gone} {shown.left_out}".strip())
+
+
+def _dots(
+    axes: Any,
+    shown: Cast,
+    runs: Sequence[RunRecord],
+    where: Mapping[str, Pair],
+    links: Mapping[str, str],
+    of: int,
+) -> None:
+    """Every run at its place; `of` is how many the figure has."""
+    for (colour, marker), its in group(runs, shown.mark).items():
+        scatter(axes, [where[r.run_id] for r in its], [r.run_id for r in its], links, of=of,
+                color=colour, marker=marker)  # fmt: skip
+
+
+def _steps(axes: Any, front: Sequence[Pair]) -> None:
+    axes.plot(*zip(*front, strict=True), drawstyle="steps-post", color=DARK, lw=1.3, zorder=2)
+    axes.scatter(*zip(*front, strict=True), s=58, fc="none", ec=DARK, lw=1.1, zorder=4)
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _front(runs: Sequence[RunRecord], where: Mapping[str, Pair]) -> list[RunRecord]:
@@ -245,84 +210,6 @@ def _called(shown: Cast, at: Block) -> str:
     return f"{shown.models[at.model].name}, {shown.panels[at[1:]]}"  # type: ignore[index]
 
 
-def _rate(shown: Cast, on: str, rows: Mapping[str, tuple[float, float, float]]) -> str:
-    mine = [rows[record.run_id] for record in shown.records if gpu(record) == on]
-    kg, hours, rate = (statistics.median(each) for each in zip(*mine, strict=True))
-    name, factor = unit([kg])
-    per, by = unit([rate])
-    return (f"{shown.gpus[on].name} {rate * by:.3g} {per} per h for {hours:.3g} h, together"
-            f" {kg * factor:.3g} {name} (medians of {len(mine)})")  # fmt: skip
-
-
-def _stretch(
-    set_scale: Callable[[str], None],
-    set_limits: Callable[[float, float], Any],
-    axis: Any,
-    values: Sequence[float],
-) -> None:
-    """A logarithmic axis, on which equal ratios are equally far and products are straight lines.
-
-    At least `NARROWEST` from end to end: what differs by a per cent shall not look far apart.
-    """
-    low, high = min(values) / 1.6, max(values) * 1.6
-    wider = max(1.0, math.sqrt(NARROWEST * low / high))
-    low, high = low / wider, high * wider
-    set_scale("log")
-    ratio = high / low
-    axis.set_major_locator(LogLocator(subs=(1,) if ratio > 100 else (1, 2, 5)))  # noqa: PLR2004
-    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    axis.set_minor_locator(NullLocator())
-    set_limits(low, high)
-
-
-def _lines(
-    axes: Any, values: Sequence[float], height: Callable[[Any, float], Any], name: str, *,
-    rising: bool,
-) -> list[Any]:  # fmt: skip
-    """Lines on which a third quantity is equal, at round values, each with its value at its end."""
-    bottom, top = axes.get_ylim()
-    left, right = axes.get_xlim()
-    xs = np.geomspace(left, right, 300)
-    notes = []
-    for each in _round(values):
-        ys = height(xs, each)
-        inside = np.flatnonzero((ys > bottom) & (ys < top))
-        if len(inside) < FROM_END:
-            continue
-        axes.plot(xs[inside], ys[inside], ":", color=GREY, lw=1.1, zorder=1)
-        end = inside[-FROM_END] if rising else inside[FROM_END - 1]
-        notes.append(axes.text(xs[end], ys[end], f"{each:g} {name}",
-                               ha="right" if rising else "left", va="center", fontsize=SMALL,
-                               color=DARK, bbox=WHITE, zorder=2))  # fmt: skip
-    return notes
-
-
-def _thin(figure: Figure, notes: Sequence[Any]) -> None:
-    """Without those texts that lie on an earlier one or leave their axes."""
-    figure.draw_without_rendering()
-    taken: list[Any] = []
-    for note in notes:
-        box, frame = Text.get_window_extent(note), note.axes.bbox
-        outside = box.x0 < frame.x0 or box.x1 > frame.x1
-        if outside or any(box.overlaps(other) for other in taken):
-            note.remove()
-        else:
-            taken.append(box)
-
-
-def _round(values: Sequence[float]) -> list[float]:
-    """A few round values between the least and the largest."""
-    low, high = min(values), max(values)
-    if low <= 0 or low == high:
-        return []
-    wide = is_spread(values)
-    ticks = LogLocator(subs=(1, 3) if wide else (1, 2, 5)).tick_values(low, high)
-    if sum(low <= tick <= high for tick in ticks) < 2:  # noqa: PLR2004
-        ticks = MaxNLocator(ISO).tick_values(low, high)
-    there = [float(tick) for tick in ticks if low <= tick <= high]
-    return there[:: -(-len(there) // ISO)] if there else []
-
-
 def _square(axes: Any, values: Sequence[float]) -> None:
     """Both axes alike, with the diagonal on which a forecast is right."""
     scale(axes, "x", values)
@@ -342,5 +229,7 @@ def _missed(label: str, pairs: Sequence[Pair], name: str) -> str:
     head = f"{label} ({name})" if label else name
     if not ratios:
         return f"{head}: forecast 0 for {len(pairs)}"
+    if len(ratios) == 1:
+        return f"{head}: the actual figure was {ratios[0]:.2f} times the forecast"
     return (f"{head}: the actual figure was {statistics.median(ratios):.2f} times the forecast in"
             f" the median of {len(ratios)} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip

@@ -15,7 +15,7 @@ from green_tune import blocks, intensity, recompute
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.foreign import FOREIGN, FOUND, mapped
 from green_tune.intensity import Intensity
-from green_tune.query import KINDS
+from green_tune.query import KINDS, SHOWN
 from green_tune.recompute import RATE
 from green_tune.results import EVALUATIONS, REUSED, UNFIT, RunRecord, to_tag
 from green_tune.trace import Trace
@@ -38,6 +38,7 @@ SETUP_SHARED = (
 FIGURES = ("energy_kwh", "energy_gpu_kwh", "energy_cpu_kwh", "energy_ram_kwh", "runtime_h",
            "emissions_kg")  # fmt: skip
 BOUNDS = ("energy_low_kwh", "energy_high_kwh", "emissions_low_kg", "emissions_high_kg")
+MOST = {"val_loss": 1e6, "energy_kwh": 1e12, "emissions_kg": 1e12, "runtime_h": 1e9}
 NAMED = 5  # runs that a note names
 
 
@@ -61,7 +62,7 @@ def select(found: Sequence[RunRecord], given: Intensity | Trace | None = None) -
     `given` is what kilograms are to be reckoned with. Where a trace is given, records are taken as
     `recompute.with_trace` left them; with neither, the most common intensity of the runs is taken.
     """
-    results = [mapped(record) for record in found if record.kind in ("", FOREIGN, *KINDS)]
+    results = [mapped(legible(r)) for r in found if r.kind in ("", FOREIGN, *KINDS)]
     unfit = [record for record in results if UNFIT in record.tags]
     left_out: dict[str, list[RunRecord]] = defaultdict(list)
     kept = []
@@ -83,6 +84,39 @@ def select(found: Sequence[RunRecord], given: Intensity | Trace | None = None) -
     )
 
 
+def legible(record: RunRecord) -> RunRecord:
+    """The record without figures that are no finite number, and tags that do not hold what ours do.
+
+    Anybody may write to a store: one NaN would be the mean of all, and a text is no intensity.
+    """
+    metrics = {name: value for name, value in record.metrics.items() if math.isfinite(value)}
+    bad = {EVALUATIONS} if EVALUATIONS in record.tags and not _has_course(record) else set()
+    if not _has_factor(record):
+        bad |= {name for name in record.tags if name == "pue" or name.startswith("intensity_")}
+    if not bad and len(metrics) == len(record.metrics):
+        return record
+    tags = {name: text for name, text in record.tags.items() if name not in bad}
+    return replace(record, metrics=metrics, tags=tags)
+
+
+def _has_course(record: RunRecord) -> bool:
+    try:
+        return all(
+            math.isfinite(e.step + e.progress + e.val_loss + e.emissions_kg) for e in record.course
+        )
+    except (TypeError, ValueError):
+        return False
+
+
+def _has_factor(record: RunRecord) -> bool:
+    try:
+        g_per_kwh = float(record.tags["intensity_g_per_kwh"])
+        pue = float(record.tags.get("pue", "1"))
+    except (KeyError, ValueError):
+        return False
+    return math.isfinite(g_per_kwh) and math.isfinite(pue) and g_per_kwh >= 0 and pue > 0
+
+
 def _unusable(record: RunRecord, given: Intensity | Trace | None) -> str:
     """Why a run is no result; empty where it is one."""
     foreign, energy = record.kind == FOREIGN, _is_spent(record, "energy_kwh")
@@ -94,8 +128,14 @@ def _unusable(record: RunRecord, given: Intensity | Trace | None) -> str:
         (not energy, "no energy"),
         (not foreign and not _is_spent(record, "emissions_kg"), "no emissions"),
         (not math.isfinite(record.metrics.get("val_loss", math.nan)), "no validation loss"),
+        (_is_absurd(record), "figures that cannot be true"),
     )
     return next((why for is_so, why in reasons if is_so), "")
+
+
+def _is_absurd(record: RunRecord) -> bool:
+    """Beyond all that was ever trained: such figures would break every mean."""
+    return any(abs(record.metrics.get(name, 0.0)) > most for name, most in MOST.items())
 
 
 def _is_spent(record: RunRecord, name: str) -> bool:
@@ -193,7 +233,7 @@ def _told(
     others = runs - known.total()
     there += [f"{_runs(others)} at an unknown one"] if others else []
     return [
-        f"carbon intensities: {', '.join(there)}; all kilograms here are reckoned at "
+        f"carbon intensities: {listed(there)}; all kilograms here are reckoned at "
         f"{zone.note}{_times(pue)}"
     ]
 
@@ -278,7 +318,7 @@ def _data(records: Sequence[RunRecord]) -> list[str]:
     tasks = Counter(panel.task for panel in panels)
     return [
         f"{task or 'runs without a task'}: {count} data sets "
-        f"({', '.join(p.data[:6] or 'unknown' for p in panels if p.task == task)}), "
+        f"({listed([p.data[:6] or 'unknown' for p in panels if p.task == task])}), "
         "compared separately"
         for task, count in tasks.items()
         if count > 1
@@ -290,7 +330,7 @@ def _models(records: Sequence[RunRecord]) -> str:
     if len(models) <= 1:
         return ""
     return (
-        f"{len(models)} base models ({', '.join(models)}), which count tokens differently: losses "
+        f"{len(models)} base models ({listed(models)}), which count tokens differently: losses "
         "compare within one of them, bits per byte across"
     )
 
@@ -334,4 +374,9 @@ def _runs(count: int) -> str:
 
 
 def _ids(records: Sequence[RunRecord]) -> str:
-    return ", ".join(r.run_id[:8] for r in records[:NAMED]) + ", ..." * (len(records) > NAMED)
+    return listed([record.run_id[:8] for record in records], NAMED)
+
+
+def listed(names: Sequence[str], most: int = SHOWN) -> str:
+    """The first of the names, for one line of a report."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

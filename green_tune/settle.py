@@ -74,7 +74,10 @@ def counted(text: str, runs: Runs, configs: int = 0) -> str:
     """A text with what it rests on; `configs` where these were the rows."""
     places = len(set(runs.place.tolist()))
     of = f" of {plural(configs, 'config')}" * bool(configs)
-    return f"{text}; {plural(len(runs.ids), 'run')}{of} in {plural(places, 'block')}"
+    return (
+        f"{text}; {plural(len(runs.ids), 'run')}{of} in {plural(places, 'block')}" * bool(places)
+        or text
+    )
 
 
 def plural(count: int, what: str) -> str:

@@ -155,9 +155,9 @@ class Study:
                 why = refuse(trial.values)
                 if not why:
                     return trial
-                self._close(trial, {TOO_DEAR: True, REASON: why})
-                if self._queued_again(trial):
+                if self._put_back(trial):
                     return why  # it would only be next again
+                self._close(trial, {TOO_DEAR: True, REASON: why})
             return why
 
     def note(self, trial: Trial, run_id: str) -> None:
@@ -290,14 +290,13 @@ class Study:
             self._note(trial, {AGAIN: again, REASON: why})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
-    def _queued_again(self, trial: Trial) -> bool:
-        """Puts a trial that was queued, and is too dear now, back into the queue."""
+    def _put_back(self, trial: Trial) -> bool:
+        """Leaves a trial that was queued, and is too dear now, where it was in the queue."""
         was = self._frozen(trial)
         if "fixed_params" not in was.system_attrs:
             return False
-        kept = (ASKED, RETRY_OF, RETRIED_TRIAL, ATTEMPT)
-        notes = {name: was.user_attrs[name] for name in kept if name in was.user_attrs}
-        self._study.enqueue_trial(was.system_attrs["fixed_params"], user_attrs=notes)
+        with trial.lease:
+            _patiently(lambda: self._set_state(was, TrialState.WAITING))
         return True
 
     def _has_queued(self) -> bool:

@@ -4,6 +4,7 @@ It reads the records of one grid, with a record for each cell, and returns text.
 sweep, its record is made of the sweep's own run and its trials.
 """
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +112,9 @@ def of_sweep(
     best = min(whole, key=lambda r: r.metrics.get("val_loss", float("inf")), default=session)
     spent = {name: totals[name] for name in ("emissions_kg", "energy_kwh", "runtime_h")}
     losses = {n: best.metrics[n] for n in ("val_loss", "val_bits_per_byte") if n in best.metrics}
-    ended = sum(record.status not in ("RUNNING", "KILLED") for record in trials)
+    retried = {record.tags.get(RETRY_OF) for record in trials}
+    over = [r for r in trials if r.status not in ("RUNNING", "KILLED") and r.run_id not in retried]
+    ended = len(over)
     early = {STOPPED_EARLY: f"after {ended} of {asked} trials"} if ended < asked else {}
     kept = {k: v for k, v in best.tags.items() if k.startswith(("intensity_", "energy_", "data_"))}
     return replace(
@@ -175,14 +178,14 @@ def summary(
         f"\nThe grid's cost, failed cells and what lies between them included:\n"
         f"{report.cost(spent, overheads)}\n"
         f"{report.overhead_share(spent, overheads):.0%} of its energy was spent outside {within}",
-        f"\nNext: mlflow run . -e compare -P study={tally.study}",
+        f"\nNext: mlflow run . -e compare -P study={shlex.quote(tally.study)}",
     ]
     return "\n".join(lines)
 
 
 def to_go_on(tally: Tally, width: int) -> list[str]:
     """Why it ended before its last cell, and what goes on with it."""
-    again = f"go on with -P study={tally.study}"
+    again = f"go on with -P study={shlex.quote(tally.study)}"
     if tally.ended:
         return [textwrap.fill(f"Ended: {tally.ended}; {again} and a larger budget", width)]
     return [f"{_plural(len(tally.open), 'cell')} to go; {again}"] if tally.open else []

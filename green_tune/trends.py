@@ -7,43 +7,49 @@ prices are handed in: they are `responses` and `marginal`.
 
 import math
 import statistics
-import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from green_tune.blocks import HYPERPARAMETERS, LOGARITHMIC, block, gpu, number
+from green_tune.blocks import HYPERPARAMETERS, LOGARITHMIC, block, gpu, number, panel
 from green_tune.canvas import DARK, SMALL
 from green_tune.document import Interval
 from green_tune.looks import (
     COLOURS,
     Cast,
     Drawn,
+    Look,
     Pair,
     alike,
     cast,
     edge,
     legend,
     looks,
+    model,
     not_drawn,
     panels,
     said,
     scale,
     scatter,
+    spread_out,
+    two_marks,
+    unit,
 )
 from green_tune.results import RunRecord
 
 Rhos = Mapping[tuple[str, str], Interval]
-LABELS = {"val_loss": "loss, less its median", "emissions_kg": "emissions, by their median"}
+LABELS = {"val_loss": "loss less median", "emissions_kg": "emissions / median"}
 SPOKEN = {"val_loss": "loss", "emissions_kg": "emissions"}
 RATIOS = ("emissions_kg",)  # differ by factors; losses by amounts
 FEW = 8  # different values of a hyperparameter, up to which each has its tick and mean
 BINS = 6  # of the others, with equally many runs
+SMALL_DOT = 16.0  # area of a run at most, in points squared: panels are small
+GRAMS = {"kg": 1e-3, "g": 1.0, "mg": 1e3, "µg": 1e6}
 BESIDE = "Each run beside the median of its model, task and GPU; line: means."
 DASHES = ("-", "--", ":", "-.")
 
@@ -70,32 +76,24 @@ def trends_figure(
     whole or wherever they compare. Emissions are shown as factors of the median of the runs of the
     same model, task and GPU, others as differences from it. None where nothing varies.
     """
-    shown = cast(record for record in records if any(record.run_id in v for v in values.values()))
+    varied = {run.record.run_id for runs in _cells(records, values).values() for run in runs}
+    shown = cast(record for record in records if record.run_id in varied)
     if shown is None:
         return None
-    beside = {name: _beside(shown.records, name, given) for name, given in values.items()}
-    cells = {(name, response): runs for name in HYPERPARAMETERS for response in values
-             if (runs := _varied(shown.records, name, beside[response]))}  # fmt: skip
-    if not cells:
-        return None
+    cells = _cells(shown.records, values)
     figure, every = panels(title, len(cells), height=1.75)
     limits = {response: _limits(cells, response) for response in values}
-    marks, cut = _marks(shown), False
+    of, cut = max(map(len, cells.values())), False
     for axes, ((name, response), runs) in zip(every, cells.items(), strict=True):
         low, high = limits[response]
-        room = _room(runs)
-        for (colour, marker), its in alike(runs, lambda run: marks[_who(run.record)]).items():
-            pairs = [(_shaken(run.x, n, room), min(run.y, high)) for n, run in enumerate(its)]
-            scatter(axes, pairs, [run.record.run_id for run in its], links or {},
-                    of=sum(map(len, cells.values())), color=colour, marker=marker)  # fmt: skip
-        axes.plot(*zip(*_means(runs, high), strict=True), color=DARK, lw=1.4, zorder=4)
+        _dots(axes, shown, runs, high, links or {}, of)
+        axes.plot(*zip(*_means(runs, high), strict=True), color=DARK, lw=1.4, zorder=4.5)
         _fit(axes, response, low, high)
         _ticks(axes, name, [run.x for run in runs])
         cut |= max(run.y for run in runs) > high
         axes.set_title(_rho(rhos.get((name, response))), fontsize=SMALL, loc="left", pad=4)
         axes.set_xlabel(name.replace("_", " "), fontsize=SMALL + 1, labelpad=1)
-        label = textwrap.fill(LABELS.get(response, response), 16)
-        axes.set_ylabel(label, fontsize=SMALL)
+        axes.set_ylabel(LABELS.get(response, response), fontsize=SMALL)
     above = "What lies above an axis is drawn at its edge." * cut
     legend(figure, _handles(shown), BESIDE, above, shown.left_out)
     clauses = [_spoken(name, response, rhos[name, response])
@@ -113,34 +111,25 @@ def marginal_figure(
     `prices` are pairs of a loss in nats and grams; `knees`, of a loss in nats and the grams spent
     until there, are marked on the line of their label. None without prices.
     """
-    there = {label: sorted(((x, y) for x, y in pairs if y > 0 and math.isfinite(y)), reverse=True)
-             for label, pairs in prices.items()}  # fmt: skip
-    there = {label: pairs for label, pairs in there.items() if pairs}
+    there = {label: found for label, pairs in prices.items() if (found := _downwards(pairs))}
     if not there:
         return None
-    kept = dict(sorted(there.items(), key=lambda item: -len(item[1]))[: 2 * len(COLOURS)])
-    kept = {label: kept[label] for label in there if label in kept}
+    most = sorted(there, key=lambda label: -len(there[label]))[: 2 * len(COLOURS)]
+    kept = {label: pairs for label, pairs in there.items() if label in most}
+    # Prices span decades, so that the largest is no guide to a unit.
+    middle = statistics.median(y for pairs in kept.values() for _, y in pairs)
+    name, factor = unit([middle], GRAMS)
     figure, (axes,) = panels(title, 1, height=3.4)
-    handles, clauses = [], []
-    for n, (key, look) in enumerate(looks(list(kept)).items()):
-        dashes = DASHES[n // len(COLOURS)]
-        mark: Any = {"marker": look.marker, "ms": 4, "color": look.colour, "ls": dashes}
-        # A step: each price holds until the next begins.
-        axes.plot(*zip(*kept[key], strict=True), drawstyle="steps-post", lw=1.6, alpha=0.9, **mark)
-        handles.append(Line2D([], [], label=look.name, lw=1.6, **mark))
-        (first, at_first), (last, at_last) = kept[key][0], kept[key][-1]
-        clause = f"{look.name}: {at_first:.3g} g at loss {first:.3g}, {at_last:.3g} g at {last:.3g}"
-        if key in knees:
-            loss, grams = knees[key]
-            axes.scatter([loss], [_price_at(kept[key], loss)], s=130, marker="*", ec=DARK, lw=0.9,
-                         fc=look.colour, zorder=5)  # fmt: skip
-            clause += f", the bend at {loss:.3g} after {grams:.3g} g"
-        clauses.append(clause)
-    scale(axes, "y", [y for pairs in kept.values() for _, y in pairs])
+    handles, clauses = list[Line2D](), list[str]()
+    for n, (key, look) in enumerate(looks(list(kept), width=34).items()):
+        line, knee = [(x, y * factor) for x, y in kept[key]], knees.get(key)
+        handles.append(_priced(axes, line, look, DASHES[n // len(COLOURS)], knee))
+        clauses.append(f"{look.name}: {_spoken_price(line, name, knee)}")
+    scale(axes, "y", [y * factor for pairs in kept.values() for _, y in pairs])
     axes.margins(0.08)
     axes.invert_xaxis()
     axes.set_xlabel("validation loss (nats per completion token), falling")
-    axes.set_ylabel("g CO2e for the next 0.01 nats")
+    axes.set_ylabel(f"{name} CO2e for the next 0.01 nats")
     if any(key in knees for key in kept):
         handles.append(Line2D([], [], ls="", marker="*", ms=10, mfc="none", color=DARK,
                               label="where the front bends most"))  # fmt: skip
@@ -150,33 +139,81 @@ def marginal_figure(
     return figure, said(clauses, gone)
 
 
+def _downwards(pairs: Sequence[Pair]) -> list[Pair]:
+    """From the highest loss to the lowest, without what has no price above 0."""
+    return sorted(((x, y) for x, y in pairs if y > 0 and math.isfinite(y)), reverse=True)
+
+
+def _priced(axes: Any, line: Sequence[Pair], look: Look, dashes: str, knee: Pair | None) -> Line2D:
+    """A step line, as each price holds until the next begins; with its line in the legend."""
+    mark: dict[str, Any] = {"marker": look.marker, "ms": 4, "color": look.colour, "ls": dashes}
+    axes.plot(*zip(*line, strict=True), drawstyle="steps-post", lw=1.6, alpha=0.9, **mark)
+    if knee:
+        axes.scatter([knee[0]], [_price_at(line, knee[0])], s=130, marker="*", ec=DARK, lw=0.9,
+                     fc=look.colour, zorder=5)  # fmt: skip
+    return Line2D([], [], label=look.name, lw=1.6, **mark)
+
+
+def _spoken_price(line: Sequence[Pair], name: str, knee: Pair | None) -> str:
+    """A line's ends in words, in the unit of that name, and where it bends."""
+    words = [f"{price:.3g} {name} at loss {loss:.3g}" for loss, price in (line[0], line[-1])]
+    if knee:
+        of, factor = unit([knee[1]], GRAMS)
+        words.append(f"the bend at {knee[0]:.3g} after {knee[1] * factor:.3g} {of}")
+    return ", ".join(dict.fromkeys(words))
+
+
+def _cells(
+    records: Sequence[RunRecord], values: Mapping[str, Mapping[str, float]]
+) -> dict[tuple[str, str], list[_Run]]:
+    """The runs of each panel, by hyperparameter and response; none that would be empty."""
+    beside = {response: _beside(records, response, given) for response, given in values.items()}
+    return {(name, response): runs for name in HYPERPARAMETERS for response in values
+            if (runs := _varied(records, name, beside[response]))}  # fmt: skip
+
+
+def _dots(
+    axes: Any, shown: Cast, runs: Sequence[_Run], high: float, links: Mapping[str, str], of: int
+) -> None:
+    """Every run, those above a limit at it."""
+    marks, room = _marks(shown), _room(runs)
+    for (colour, marker), its in alike(runs, lambda run: marks[_who(run.record)]).items():
+        xs = [run.x + shift for run, shift in zip(its, spread_out(len(its), room), strict=True)]
+        pairs = [(x, min(run.y, high)) for x, run in zip(xs, its, strict=True)]
+        scatter(axes, pairs, [run.record.run_id for run in its], links, of=of, most=SMALL_DOT,
+                color=colour, marker=marker)  # fmt: skip
+
+
 def _who(record: RunRecord) -> tuple[str, str]:
-    return record.tags.get("base_model", "unknown"), record.params.get("task", "")
+    return model(record), panel(record).task
 
 
 def _marks(shown: Cast) -> dict[tuple[str, str], tuple[str, str]]:
     """Colour by model and marker by task; where there is one of a kind, both by the other."""
-    models, tasks = shown.models, looks(list(dict.fromkeys(_task(at) for at in shown.panels)))
+    models, tasks = shown.models, _tasks(shown)
     return {
-        (model, task): (
-            tasks[task].colour if len(models) == 1 else models[model].colour,
-            models[model].marker if len(tasks) == 1 else tasks[task].marker,
+        (by, task): (
+            tasks[task].colour if len(models) == 1 else models[by].colour,
+            models[by].marker if len(tasks) == 1 else tasks[task].marker,
         )
-        for model in models
+        for by in models
         for task in tasks
     }
 
 
-def _task(panel: tuple[str, str]) -> str:
-    return panel[0]
+def _tasks(shown: Cast) -> dict[str, Look]:
+    return looks(list(dict.fromkeys(at.task for at in shown.panels)))
 
 
 def _handles(shown: Cast) -> list[Line2D]:
-    tasks = looks(list(dict.fromkeys(_task(at) for at in shown.panels)))
-    if len(shown.models) == 1 or len(tasks) == 1:
-        return [look.dot() for look in (tasks if len(shown.models) == 1 else shown.models).values()]
-    colours = [look.dot(marker="o") for look in shown.models.values()]
-    return [*colours, *(look.dot(colour=DARK) for look in tasks.values())]
+    """The legend to `_marks`."""
+    models, tasks = shown.models, _tasks(shown)
+    if len(models) > 1 and len(tasks) > 1:
+        return two_marks(models, tasks)
+    if len(models) == len(tasks) == 1:
+        (model_look,), (task_look,) = models.values(), tasks.values()
+        return [replace(task_look, name=f"{model_look.name}, {task_look.name}").dot()]
+    return [look.dot() for look in (tasks if len(models) == 1 else models).values()]
 
 
 def _beside(
@@ -221,11 +258,6 @@ def _fit(axes: Any, response: str, low: float, high: float) -> None:
     room = 0.08 * (high - low) or 0.1
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_ylim(low - room, high + room)
-
-
-def _shaken(x: float, n: int, room: float) -> float:
-    """Beside its place, where many runs share one."""
-    return x + (((0.5 + n * 0.618) % 1) - 0.5) * room
 
 
 def _room(runs: Sequence[_Run]) -> float:

@@ -10,7 +10,7 @@ from copy import copy
 from types import MappingProxyType
 from typing import NoReturn
 
-from green_tune import earlier
+from green_tune import earlier, quality
 from green_tune.bill import measured
 from green_tune.dominance import Bound
 from green_tune.errors import GreenTuneError
@@ -138,7 +138,7 @@ class Trials:
         try:
             with self._meter.phase("setup"):
                 if self._kind == "cell":
-                    _prepare_scoring(job)
+                    quality.prepare(job)
                     self._bench.load(job)
                 self._bench.warm(job)
         except GreenTuneError as error:
@@ -200,12 +200,6 @@ class Trials:
             emissions_kg=record.metrics["emissions_kg"],
             imputed=imputed,
         )
-
-
-def _prepare_scoring(job: Job) -> None:
-    """Imports what takes a second, which the first cell alone would pay."""
-    if job.config.quality_examples:
-        from green_tune import scores  # noqa: F401
 
 
 def _found(job: Job) -> dict[str, str]:

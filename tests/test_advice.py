@@ -131,9 +131,8 @@ def test_where_the_evidence_is_thin_it_is_silent_and_says_why(
 
 
 def test_without_seeds_it_says_how_to_get_them() -> None:
-    assert advice.why_silent([BEST[0], *EQUAL[:2]]) == (
-        "no config was run on 3 seeds; -P repeats=3 of a sweep or a grid gives them"
-    )
+    said = advice.why_silent([BEST[0], *EQUAL[:2]])
+    assert said.startswith("no config was run on 3 seeds; -P repeats=3 of a sweep, or as many")
     assert advice.why_silent([]).startswith("no run of known hyperparameters")
     assert advice.why_silent([*BEST, *EQUAL]) == ""
 

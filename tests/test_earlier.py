@@ -72,16 +72,17 @@ def test_what_only_decides_how_it_is_reckoned_or_kept_leaves_the_fingerprint(
 
 
 RECKONED = {"gpu", "country", "pue", "checkpoint_minutes", "resume", "quality_examples"}
+PLANNED = {"precision", "quantization"}  # the plan has what came of them
 FOUND = {"model", "revision", "data"}  # their names decide nothing: what is found there does
 OTHERS: dict[str, object] = {
-    "task": "qa", "lr_scheduler": "linear", "lora_targets": "attention", "precision": "bf16",
-    "quantization": "none", "batching": "flat", "attention": "padded", "kernels": "torch",
+    "task": "qa", "lr_scheduler": "linear", "lora_targets": "attention",
+    "batching": "flat", "attention": "padded", "kernels": "torch",
     "gradient_checkpointing": "true", "compile": True, "use_rslora": True, "use_dora": True,
     "lora_dropout": 0.5,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n in TrainConfig().__dict__ if n not in RECKONED | FOUND])
+@pytest.mark.parametrize("name", sorted(TrainConfig().__dict__.keys() - RECKONED - FOUND - PLANNED))
 def test_every_option_that_decides_a_result_changes_the_fingerprint(
     make_job: MakeJob, name: str
 ) -> None:
@@ -110,14 +111,15 @@ def test_other_data_model_device_plan_or_versions_change_the_fingerprint(make_jo
         replace(job, devices=(replace(job.device, name="other"),)),
         replace(job, rank=replace(job.rank, world=2)),
         replace(job, plan=replace(job.plan, precision="bf16")),
+        replace(job, plan=replace(job.plan, quantization="int8")),
     ]
     found = [fingerprint(each, VERSIONS) for each in (job, *others)]
     found.append(fingerprint(job, VERSIONS | {"version.torch": "2.14.0"}))
-    assert len(set(found)) == len(found) == 8
+    assert len(set(found)) == len(found) == 9
 
 
 def test_a_trial_of_a_sweep_has_the_fingerprint_of_the_same_run_alone(make_job: MakeJob) -> None:
-    job, values = make_job(), {"epochs": 2, "lora_rank": 8}
+    job, values = make_job().pinned(make_job().config), {"epochs": 2, "lora_rank": 8}
     trial = job.with_config(replace(job.config, **values))  # type: ignore[arg-type]
     assert fingerprint(trial, VERSIONS) == fingerprint(make_job(**values), VERSIONS)
 

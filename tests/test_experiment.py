@@ -197,9 +197,9 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
     assert {key for key in documented - written if not NOT_HERE.match(key)} == set()
 
 
-# What is written by sweeps, failures, hub models, GPUs, pauses and other tasks alone.
+# What is written by sweeps, reports, failures, hub models, GPUs, pauses and other tasks alone.
 NOT_HERE = re.compile(
-    r"overhead/|trials|hypervolume|base_model_commit|"
+    r"overhead/|trials|hypervolume|base_model_commit|finding\.|runs_(compared|left_out)|"
     r"green_tune\.(study|trial|front|error|sessions|stopped|saved_kg|reused|retry_of|does_not_fit)|"
     r"gpu_(power|idle)|paused/|energy_f(aults|lags)|stopped_early|adapter_step|"
     r"(start_)?quality\.(exact_match|rouge)"

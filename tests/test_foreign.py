@@ -124,3 +124,9 @@ def test_our_own_runs_stay_as_they_are_and_so_do_mapped_ones() -> None:
     once = mapped(run(CODECARBON, TRAINER))
 
     assert mapped(once) is once
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "12"), ("12", "123"), ("1234567", "1234568")])
+def test_two_experiments_of_other_tools_are_called_differently(one: str, other: str) -> None:
+    records = [mapped(run(CODECARBON, tags={EXPERIMENT: place})) for place in (one, other)]
+    assert len({*blocks.titles(records).values()}) == 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fakes import a_gpu
 
+from entrypoints import grid as entrypoint
 from entrypoints.grid import OutOfBudget, Shelf, Worker
 from entrypoints.sweep import Host
 from green_tune import grid as grids
@@ -18,7 +19,7 @@ from green_tune import tally
 from green_tune.budget import ZERO, Amount
 from green_tune.config import SweepConfig, TrainConfig
 from green_tune.earlier import as_trial
-from green_tune.errors import ConfigError, DoesNotFit, ModelError, RunFailed, UsageError
+from green_tune.errors import ConfigError, DataError, DoesNotFit, ModelError, RunFailed, UsageError
 from green_tune.footprint import Basis
 from green_tune.grid import Cell, Grid, Pair, Prepared
 from green_tune.job import Job
@@ -27,6 +28,7 @@ from green_tune.models import Source
 from green_tune.query import Query
 from green_tune.results import (
     EVALUATIONS,
+    RETRY_OF,
     STOPPED_EARLY,
     STOPPED_WHY,
     STUDY,
@@ -398,6 +400,10 @@ def test_the_last_attempt_at_a_cell_counts() -> None:
 def test_a_stopped_grid_says_how_to_go_on() -> None:
     text = tally.summary(a_tally(a_run(CELLS[0])), [], [])
     assert "3 cells to go; go on with -P study=g" in text
+    spaced = replace(a_tally(), study="my grid")
+    text = tally.summary(spaced, [], [])
+    assert "go on with -P study='my grid'" in text
+    assert "compare -P study='my grid'" in text
     text = tally.summary(a_tally(a_run(CELLS[0]), ended="0.1 kg are spent"), [], [])
     assert "Ended: 0.1 kg are spent; go on with -P study=g and a larger budget" in text
 
@@ -417,6 +423,69 @@ def test_a_cell_that_is_a_sweep_has_its_best_loss_and_all_that_it_has_cost() -> 
     assert part is not None
     assert part.tags[STOPPED_EARLY] == "after 3 of 5 trials"
     assert tally.of_sweep("g/tiny-qa-1", trials, [sweep], 3) is None
+
+
+def test_an_attempt_that_was_tried_again_does_not_make_a_sweep_whole() -> None:
+    cell, tags = CELLS[0], {STUDY: "g/tiny-qa-0"}
+    cut_off = a_run(cell, 0, kind="trial", tags=tags, status="FAILED", metrics={})
+    again = a_run(cell, 1, kind="trial", tags=tags | {RETRY_OF: cut_off.run_id})
+    last = a_run(cell, 2, kind="trial", tags=tags)
+    sweep = a_run(cell, 9, kind="sweep", tags=tags, metrics={})
+    found = tally.of_sweep("g/tiny-qa-0", [cut_off, again, last], [sweep], 3)
+    assert found is not None
+    assert found.tags[STOPPED_EARLY] == "after 2 of 3 trials"
+
+
+def test_a_sweep_of_few_points_has_no_more_trials_than_these() -> None:
+    pinned = {"learning_rate": "1e-4", "warmup_steps": "5", "epochs": "1", "lora_rank": "8",
+              "accumulation_steps": "1"}  # fmt: skip
+    asked = SMALL | pinned | {"batch_size": "4,8,16", "task": "qa", "trials": "9"}
+    points, other = (Grid.parse(asked | {"sampler": name}) for name in ("grid", "tpe"))
+    assert entrypoint._with_points(points).config.trials == 3
+    assert entrypoint._with_points(other).config.trials == 9
+    assert entrypoint._with_points(Grid.parse(SMALL | {"sampler": "grid"})).config.trials == 1
+
+
+def test_seeds_that_were_queued_before_cannot_be_left_out(store_uri: str) -> None:
+    tracker = Tracker(store_uri)
+    with tracker.run("grid", "g", tags={STUDY: "g"}, asked={"seed": "0,1"}):
+        pass
+    with tracker.run("sweep", "g/tiny-qa-2", tags={STUDY: "g/tiny-qa-2"}, asked={"seed": "2"}):
+        pass
+    with pytest.raises(ConfigError, match=r"g was asked for with seed=0,1, now without 1; give"):
+        Shelf(tracker=tracker, name="g", prepared=prepared(task="qa", seed="0,2")).check()
+    Shelf(tracker=tracker, name="g", prepared=prepared(task="qa", seed="0,1,3")).check()
+    Shelf(tracker=tracker, name="h", prepared=prepared(task="qa", seed="5")).check()
+
+
+def test_a_study_to_start_from_that_has_no_front_is_found_before_the_first_cell(
+    store_uri: str,
+) -> None:
+    found = prepared(task="qa", trials="3", warm_start="nothing")
+    with pytest.raises(ConfigError, match=r"warm_start=nothing: the store has no front of that"):
+        Shelf(tracker=Tracker(store_uri), name="g", prepared=found).check()
+    coarse = prepared(task="qa", trials="3", warm_start="nothing", sampler="grid")
+    Shelf(tracker=Tracker(store_uri), name="g", prepared=coarse).check()
+
+
+def test_an_account_of_a_part_is_opened_after_its_run() -> None:
+    opened: list[bool] = []
+    meter: Any = SimpleNamespace(open=lambda *, checked: opened.append(checked))
+    with Host(tracker=none()).account(meter):
+        assert opened == []
+    account = Host(tracker=none(), run=none()).account(meter)
+    assert opened == []  # a store that is away meanwhile leaves no account open
+    with account:
+        assert opened == [False]
+
+
+def test_data_that_one_task_lacks_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "sentiment").mkdir()
+    for split in ("train", "validation"):
+        row = f'{{"text": "a fine {split}", "label": "positive"}}\n'
+        (tmp_path / "sentiment" / f"{split}.jsonl").write_text(row)
+    with pytest.raises(DataError, match=r"^task=qa: data=.* has no train.jsonl"):
+        prepared(task="sentiment,qa", data=str(tmp_path))
 
 
 def test_a_scored_cell_takes_over_task_metrics_and_what_they_cost_and_a_trial_does_not() -> None:

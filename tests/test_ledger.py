@@ -106,6 +106,12 @@ def test_a_trial_under_way_elsewhere_counts_as_what_it_is_expected_to_take() -> 
     assert ledger.spent().energy_kwh == pytest.approx(expected.energy_kwh)
 
 
+def test_a_run_that_ended_before_it_began_has_spent_nothing() -> None:
+    whole = a_run(0.2)
+    never_began = a_run(status="FAILED", course=())
+    assert a_ledger(whole, never_began).spent().energy_kwh == a_ledger(whole).spent().energy_kwh
+
+
 def test_this_workers_own_trial_under_way_is_in_the_meter_alone() -> None:
     under_way = a_run(who=worker.this(), status="RUNNING", course=())
     assert a_ledger(a_run(4, who=worker.this()), under_way).spent().energy_kwh == 0

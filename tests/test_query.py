@@ -1,11 +1,12 @@
 """Which filter left no run, said from what the store does have."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from green_tune.query import EVERY, Query, emptied
+from green_tune.query import EVERY, RESULTS, Query, emptied
 from green_tune.results import FRONT, STUDY, RunRecord
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -115,4 +116,12 @@ def test_many_values_are_not_all_listed() -> None:
 def test_one_search_is_enough_for_several_kinds_and_for_all() -> None:
     assert Query().filters() == ["tags.`green_tune.kind` LIKE '%'"]
     assert Query(kinds=EVERY).filters() == [""]
+    assert Query(kinds=RESULTS).filters() == [""]
     assert Query(kinds=("trial",)).filters() == ["tags.`green_tune.kind` = 'trial'"]
+
+
+def test_results_are_runs_of_ours_and_of_other_tools_and_no_sums() -> None:
+    kinds = ("train", "cell", "trial", "repeat", "", "sweep", "grid", "compare", "refused")
+    asked = Query(kinds=RESULTS)
+    takes = [kind for kind in kinds if asked.takes(replace(STORE[0], kind=kind))]
+    assert takes == ["train", "cell", "trial", "repeat", ""]

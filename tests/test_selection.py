@@ -304,3 +304,40 @@ def test_a_whole_grid_of_the_study_is_one_selection() -> None:
 
     assert selection.records == records
     assert [note.split(" (")[0] for note in selection.notes] == ["2 base models"]
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_no_number_is_none(figure: float) -> None:
+    record = only(select([measured(one(), energy_low_kwh=figure, steps=figure)]))
+    assert not {"energy_low_kwh", "steps"} & record.metrics.keys()
+    assert record.metrics["energy_kwh"] == one().metrics["energy_kwh"]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"intensity_g_per_kwh": ""},
+        {"intensity_g_per_kwh": "about 475"},
+        {"intensity_g_per_kwh": "nan"},
+        {"pue": "none"},
+        {"pue": "-1"},
+    ],
+)
+def test_an_intensity_that_is_no_number_is_unknown(tags: dict[str, str]) -> None:
+    bad, good = tagged(one(0), **tags), one(1)
+    selection = select([bad, good, one(2)])
+    assert {record.tags["intensity_g_per_kwh"] for record in selection.records} == {"475.0", "475"}
+    assert "1 run at an unknown one" in selection.notes[0]
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "{}", "[[0, 0, 1]]", "[[0, 0, NaN, 0]]", "[[1,2,"])
+def test_a_course_that_cannot_be_read_is_none(text: str) -> None:
+    assert only(select([tagged(one(), **{EVALUATIONS: text})])).course == []
+
+
+def test_a_note_names_a_dozen_of_many() -> None:
+    records = [
+        tagged(one(n), base_model=f"model-{n}", data_digest=f"{n:06}", intensity_g_per_kwh=str(n))
+        for n in range(1, 41)
+    ]
+    assert max(map(len, select(records).notes)) < 400

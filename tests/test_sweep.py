@@ -286,6 +286,6 @@ def test_repeats_that_are_too_dear_end_with_the_reason_and_no_other_is_proposed(
 
 def test_a_grid_ends_with_its_last_point() -> None:
     _, space = spaces.split({**PINNED, "lora_rank": "4,8"})
-    assert command._total(SweepConfig(trials=10, sampler="grid"), space) == 2
-    assert command._total(SweepConfig(trials=1, sampler="grid"), space) == 1
-    assert command._total(SweepConfig(trials=10, sampler="tpe"), space) == 10
+    assert command.total_trials(SweepConfig(trials=10, sampler="grid"), space) == 2
+    assert command.total_trials(SweepConfig(trials=1, sampler="grid"), space) == 1
+    assert command.total_trials(SweepConfig(trials=10, sampler="tpe"), space) == 10

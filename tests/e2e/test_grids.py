@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import optuna
@@ -115,6 +116,34 @@ def check_totals(house: House, study: str) -> None:
         assert house.parent(study).data.metrics[name] == pytest.approx(spent, rel=1e-9)
 
 
+def check_report(house: House, measured: list[Run]) -> None:
+    """The report of a real grid: two sizes, two tasks, two seeds, and cells that do not fit."""
+    command = ["mlflow", "run", ".", "-e", "compare", "--env-manager", "local", "-P", "study=g"]
+    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    made = subprocess.run(
+        command, cwd=house.folder, env=os.environ | own, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    (run,) = house.runs("compare")
+    assert run.data.metrics["runs_compared"] == len(measured) == 8
+    folder = Path(house.client.download_artifacts(run.info.run_id, "tables"))
+    costs = json.loads((folder / "emissions.json").read_text())
+    by_cell = {(row["model"], row["task"]): row for row in costs}
+    assert by_cell.keys() == set(product(("tiny", "tiny-wide"), ("qa", "sentiment")))
+    for (model, task), row in by_cell.items():
+        alike = [r for r in measured if r.info.run_name.startswith(f"{model} {task} ")]
+        for name in ("val_loss", "emissions_kg", "emissions_rate_kg_per_h"):
+            figures = [r.data.metrics[name] for r in alike]
+            assert row[name] == pytest.approx(sum(figures) / len(figures))
+    unfit = json.loads((folder / "does_not_fit.json").read_text())
+    assert {(row["model"], row["task"]) for row in unfit} == {
+        ("large", "qa"),
+        ("large", "sentiment"),
+    }
+    assert "T4" in made.stdout
+    assert "not enough evidence" in made.stdout
+
+
 def check_closed(house: House) -> None:
     assert [run.info.run_name for run in house.runs() if run.info.status == "RUNNING"] == []
     assert list((house.folder / "state" / "green-tune" / "heartbeats").glob("*")) == []
@@ -141,6 +170,8 @@ def test_a_grid_is_one_parent_with_a_run_for_each_cell_and_nothing_is_done_twice
     check_table(house, said)
     check_totals(house, "g")
     check_closed(house)
+
+    check_report(house, measured)
 
     before = {run.info.run_id: run for run in house.runs("cell")}
     again = house.run(asked | {"study": "g"})
