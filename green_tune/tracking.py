@@ -1,11 +1,10 @@
-"""The door to MLflow: runs as we write them and read them back.
+"""The door to MLflow: runs as they are opened, found again and closed.
 
 Everything goes through MlflowClient and explicit run ids: no active run, no global state, so a
 trial can never write into its parent. Under `mlflow run` the first run adopts the one that the
 launcher made. It does not know what is trained or measured, only how it is called in the store.
 """
 
-import gc
 import logging
 import os
 import re
@@ -14,37 +13,31 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from sys import intern
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, ViewType
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
-    INVALID_PARAMETER_VALUE,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
 from mlflow.tracking.context.registry import resolve_tags
 
-from green_tune import gates, heartbeat, stop, store, worker
-from green_tune.errors import ConfigError, StoreError
+from green_tune import gates, heartbeat, reading, stop, store, worker
+from green_tune.errors import StoreError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
-from green_tune.query import EXPERIMENT, Query
+from green_tune.query import Query
+from green_tune.reading import PARENT
 from green_tune.results import FRONT, KIND, SESSION_KINDS, STUDY, WORKER, RunRecord
 from green_tune.run import ERROR, SESSIONS, STATUS, Run, line, named, read_text
 
 log = logging.getLogger(__name__)
 
-PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 AS_OF_LAST = "as of its last validation; the rest is known on the machine where it ran"
 RESUMPTION = "resumption"  # the kind of a launcher's run whose training goes on in another
 MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobody named
-PAGE = 250  # runs: larger ones take as long, and more memory
-MLFLOWS_OWN = "mlflow."  # what its own tags begin with
 
 
 class Tracker:
@@ -205,7 +198,7 @@ class Tracker:
     def get(self, run_id: str) -> RunRecord:
         """One run as it stands in the store."""
         with named():
-            return _record(self._client.get_run(run_id))
+            return reading.record(self._client.get_run(run_id))
 
     def find(self, query: Query) -> list[RunRecord]:
         """The runs that `query` selects, in all experiments, oldest first.
@@ -215,14 +208,8 @@ class Tracker:
         Raises:
             ConfigError: MLflow cannot read the query's own filter; with what it says.
         """
-        with named(), _filter_named(query.filter), _collector_paused():
-            experiments = self._experiments()
-            found = {  # by id: a run that starts meanwhile moves others to the next page as well
-                record.run_id: record
-                for text in query.filters()
-                for record in self._search(experiments, text, _lean)
-            }
-        return sorted(filter(query.takes, found.values()), key=lambda record: record.started)
+        with named():
+            return reading.find(self._client, query)
 
     def read_text(self, run_id: str, name: str) -> str | None:
         """A text that a run holds as an artifact; None where it has none of that name."""
@@ -252,29 +239,17 @@ class Tracker:
                 with named():
                     self._client.set_tag(record.run_id, FRONT, text)
 
-    def _search(
-        self, experiments: list[str], text: str, read: Callable[[Any], RunRecord] | None = None
-    ) -> Iterator[RunRecord]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                experiments, text, ViewType.ACTIVE_ONLY, max_results=PAGE, page_token=token
-            )
-            yield from map(read or _record, page)
-            if not (token := page.token):
-                return
-
     def close_dead(self) -> None:
         """Closes the runs that killed processes of this machine left open."""
         text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
-        for record in self._search(self._experiments(), text):
+        for record in reading.search(self._client, [text]):
             if worker.is_dead(record.tags.get(WORKER, "")):
                 self._bury(record)
         for run_id in heartbeat.of_the_dead():
             with suppress(MlflowException):  # a run of another store
                 found = self._client.get_run(run_id)
                 if found.info.lifecycle_stage == LifecycleStage.ACTIVE:  # nobody has deleted it
-                    self._bury(_record(found))
+                    self._bury(reading.record(found))
 
     def _bury(self, record: RunRecord) -> None:
         """Writes what a dead process had spent at its last heartbeat, and closes its run.
@@ -306,15 +281,6 @@ class Tracker:
             run.close(record.status, ended_s)
         spent = f"; it had spent {measurement.total.energy_kwh:.3g} kWh" if measurement else ""
         log.warning("run %s was left open by a process that died: closed%s", run.name, spent)
-
-    def _experiments(self) -> list[str]:
-        found: list[str] = []
-        token = None
-        while True:
-            page = self._client.search_experiments(page_token=token)
-            found += [experiment.experiment_id for experiment in page]
-            if not (token := page.token):
-                return found
 
     def _experiment(self) -> str:
         """As MLflow chooses it: by id, by name (made if need be), or the default one."""
@@ -399,70 +365,3 @@ def _end(run: Run, status: str, error: str) -> None:
         run.end(status, error)
     except StoreError as failure:
         log.warning("%s is still open, the next command closes it: %s", run.name, failure)
-
-
-def _record(run: Any) -> RunRecord:
-    tags = dict(run.data.tags)
-    return RunRecord(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        kind=tags.get(KIND, ""),
-        status=tags.get(STATUS, run.info.status),
-        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        parent_id=tags.get(PARENT, ""),
-        params={key: _unquoted(text) for key, text in run.data.params.items()},
-        metrics=dict(run.data.metrics),
-        tags=tags,
-    )
-
-
-def _lean(run: Any) -> RunRecord:
-    """A record as one of ten thousand: names and texts that many of them have are kept once."""
-    record = _record(run)
-    tags = {k: v for k, v in record.tags.items() if not k.startswith(MLFLOWS_OWN)}
-    return replace(
-        record,
-        params={intern(key): intern(text) for key, text in record.params.items()},
-        metrics={intern(key): value for key, value in record.metrics.items()},
-        tags={intern(key): intern(text) for key, text in tags.items()}
-        | {EXPERIMENT: intern(str(run.info.experiment_id))},
-    )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A block without Python's cyclic garbage collector, which then is as it was before.
-
-    MLflow makes some hundred objects for each run, none of them in a cycle. Whenever enough of
-    them are there, the collector looks at every object of the process: more than half of the time
-    that reading 10,000 runs took (benchmarks/comparing.py).
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextmanager
-def _filter_named(text: str) -> Iterator[None]:
-    """Gives a filter that MLflow cannot read its own name, where a user has written one."""
-    try:
-        yield
-    except MlflowException as error:
-        if not text or error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
-            raise
-        raise ConfigError(f"filter={text} cannot be read by MLflow: {line(error)}") from None
-
-
-def _unquoted(text: str) -> str:
-    """A param as it was meant; the launcher stores it quoted for the shell."""
-    if not text.startswith("'"):
-        return text
-    try:
-        words = shlex.split(text)
-    except ValueError:  # of a run that is not ours
-        return text
-    return words[0] if len(words) == 1 else text

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import tracking, worker
+from green_tune import reading, worker
 from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
 from green_tune.query import EVERY, EXPERIMENT, Query
 from green_tune.results import KIND, STUDY
@@ -247,7 +247,7 @@ def test_pages_of_runs_and_of_experiments_are_read_to_the_last(
     tracker = Tracker(store_uri)
     every = partialmethod(MlflowClient.search_experiments, max_results=2)
     monkeypatch.setattr(MlflowClient, "search_experiments", every)
-    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(reading, "PAGE", 2)
     found = tracker.find(Query(kinds=EVERY))
     assert len({record.run_id for record in found}) == 9
     assert {record.tags[EXPERIMENT] for record in found} == {"0", "1", "2"}
