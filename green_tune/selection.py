@@ -30,11 +30,7 @@ OTHERS = "another tool's, without energy"
 UNTIMED = "another tool's, without the hours of its energy"
 REPEATED = "taken over from a run that is here"
 OWN = ("train", "eval", "save")  # phases that a config decides, and every run of ours has
-SETUP_SHARED = (
-    "cell",
-    "trial",
-    "repeat",
-)  # kinds whose base model and data were loaded for all of them
+SETUP_SHARED = ("cell", "trial", "repeat")  # kinds whose base model and data are loaded once
 FIGURES = ("energy_kwh", "energy_gpu_kwh", "energy_cpu_kwh", "energy_ram_kwh", "runtime_h",
            "emissions_kg")  # fmt: skip
 BOUNDS = ("energy_low_kwh", "energy_high_kwh", "emissions_low_kg", "emissions_high_kg")
@@ -330,7 +326,7 @@ def _models(records: Sequence[RunRecord]) -> str:
     if len(models) <= 1:
         return ""
     return (
-        f"{len(models)} base models ({listed(models)}), which count tokens differently: losses "
+        f"{len(models)} base models ({listed(models)}), which may count tokens differently: losses "
         "compare within one of them, bits per byte across"
     )
 

@@ -56,15 +56,15 @@ def test_settings_of_codecarbon_found_on_the_machine_change_nothing_and_are_said
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert ignored_settings({"PATH": "/bin"}) == ""
-    plain = spent()
+    plain = [spent(0.3) for _ in range(3)]
     (tmp_path / ".codecarbon.config").write_text(
         "[codecarbon]\npue=5\nforce_ram_power=900\nforce_cpu_power=900\ncountry_iso_code=POL\n"
     )
     monkeypatch.setenv("CODECARBON_TRACKING_MODE", "process")
-    configured = spent()
+    configured = [spent(0.3) for _ in range(3)]
     for part in ("energy_ram_kwh", "energy_cpu_kwh"):
-        kwh = [plain[part], configured[part]]
-        assert max(kwh) < 3 * min(kwh)  # 900 W, or a PUE of 5, would be far above
+        # 900 W, or a PUE of 5, would be far above, each time; what else runs here comes and goes.
+        assert min(kwh[part] for kwh in configured) < 3 * max(kwh[part] for kwh in plain)
     line = ignored_settings({"CODECARBON_TRACKING_MODE": "process"})
     assert line.startswith("CODECARBON_TRACKING_MODE, .codecarbon.config: not used")
 

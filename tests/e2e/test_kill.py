@@ -5,7 +5,7 @@ Each start of the sweep is killed and so resumes what the one before it has left
 What is spent before a sweep's own run exists (imports, some seconds) can be in no store; from
 there on, all that the meter has read is due, back to its first reading, which is before them.
 
-GREEN_TUNE_KILLS says how often (6). The moments are drawn, from GREEN_TUNE_KILLS_SEED, after
+GREEN_TUNE_KILLS says how often (4). The moments are drawn, from GREEN_TUNE_KILLS_SEED, after
 signs of what the sweep is doing, so that its short phases are hit as well as its long ones.
 """
 
@@ -41,7 +41,7 @@ from green_tune.tracking import Tracker
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("GREEN_TUNE_KILLS", "6"))
+KILLS = int(os.environ.get("GREEN_TUNE_KILLS", "4"))
 SEED = int(os.environ.get("GREEN_TUNE_KILLS_SEED", "1"))
 SWEEP = {
     "study": "s", "gpu": "cpu", "country": "FRA", "max_train_examples": "160", "evals": "6",
