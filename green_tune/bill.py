@@ -50,6 +50,18 @@ def measured(job: Job, run: Run, meter: Meter) -> Iterator[Bill]:
 
 
 @contextmanager
+def alone(run: Run, meter: Meter) -> Iterator[None]:
+    """A block whose spending is a run's, where nothing is trained: figures and time series."""
+    try:
+        meter.keep(run.id)
+        yield
+    finally:
+        with stop.held():
+            run.log_measurement(meter.close()[0])
+            heartbeat.forget(run.id)
+
+
+@contextmanager
 def overhead(run: Run, meter: Meter, close: Callable[[], None]) -> Iterator[None]:
     """A block whose spending beside its trials is a sweep's; `close` makes the summary of it."""
     try:

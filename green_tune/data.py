@@ -6,8 +6,9 @@ row means is `tasks`' affair, and how long it is in tokens `training`'s.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,49 @@ def load(task: Task, where: str, *, max_train: int = 0, max_validation: int = 0)
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows of one split as they were read, and the examples that they are."""
+
+    source: str
+    rows: Sequence[Mapping[str, Any]]
+    examples: Sequence[Example]
+
+
+def load_split(
+    task: Task, where: str, split: str, *, most: int = 0, labels: Sequence[str] = ()
+) -> Split:
+    """The first `most` examples (0: all) of any split of a task's data, or of a file of JSON lines.
+
+    Raises:
+        DataError: it is missing, empty, malformed, or not for this task.
+    """
+    if where.endswith(".jsonl"):
+        read = (where, _read_lines(Path(where).expanduser()))
+    elif where == "sample":
+        if split not in samples.SIZES:
+            raise DataError(f"split={split}: sample has {', '.join(samples.SIZES)}")
+        read = _sample(task, split)
+    elif where == "hub":
+        if split not in task.hub.splits:
+            raise DataError(f"split={split}: {task.hub.id} has {', '.join(task.hub.splits)}")
+        read = _from_hub(task, {split: most})[split]
+    else:
+        read = _from_folder(where, (split,))[split]
+    origin, numbered = read[0], islice(read[1], most or None)
+    kept: list[Mapping[str, Any]] = []
+    examples = _examples(task, origin, _kept(numbered, kept), labels)
+    return Split(source=origin, rows=kept, examples=examples)
+
+
+def _kept(
+    rows: Iterable[tuple[int, Any]], kept: list[Mapping[str, Any]]
+) -> Iterator[tuple[int, Any]]:
+    for number, row in rows:
+        kept.append(row)
+        yield number, row
+
+
 def _sample(task: Task, split: str) -> Rows:
     return f"sample {split}", enumerate(samples.rows(task.name, split), start=1)
 
@@ -89,13 +133,13 @@ def _sample(task: Task, split: str) -> Rows:
 def _from_hub(task: Task, limits: dict[str, int]) -> dict[str, Rows]:
     from green_tune import hub  # only those who ask for the hub pay for its libraries
 
-    if task.quality == "labels":
+    if task.quality == "labels" and "train" in limits:
         limits = limits | {"train": 0}  # a label may first occur after the limit
-    rows = {split: hub.rows(task.hub, split, limits[split]) for split in SPLITS}
-    return {split: (f"{task.hub.id} {split}", enumerate(rows[split], start=1)) for split in SPLITS}
+    rows = {split: hub.rows(task.hub, split, limit) for split, limit in limits.items()}
+    return {split: (f"{task.hub.id} {split}", enumerate(rows[split], start=1)) for split in limits}
 
 
-def _from_folder(where: str) -> dict[str, Rows]:
+def _from_folder(where: str, splits: Sequence[str] = SPLITS) -> dict[str, Rows]:
     folder = Path(where)
     try:
         folder = folder.expanduser()
@@ -106,7 +150,7 @@ def _from_folder(where: str) -> dict[str, Rows]:
         raise DataError(
             f"data={where} is not a folder{_seen_from(folder)}; known besides folders: sample, hub"
         )
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    files = {split: folder / f"{split}.jsonl" for split in splits}
     for path in files.values():
         if not path.is_file():
             found = ", ".join(sorted(p.name for p in folder.glob("*.jsonl"))) or "no .jsonl file"

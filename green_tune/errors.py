@@ -7,6 +7,7 @@ GreenTuneError
 │   ├── HardwareMismatch      the GPU that was asked for is not in this machine
 │   ├── DataError             a data set cannot be read, or not for this task
 │   ├── ModelError            a base model cannot be had
+│   ├── AdapterError          an adapter cannot be had, or is not to be trusted
 │   └── StoreError            the tracking server or the study's storage cannot be used
 └── RunFailed             a run was started and failed; what it spent is logged  exit code 1
     ├── TrainingDiverged      the loss is no longer a number
@@ -51,6 +52,10 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """A base model cannot be had."""
+
+
+class AdapterError(UsageError):
+    """An adapter cannot be had, or is not to be trusted."""
 
 
 class StoreError(UsageError):

@@ -7,7 +7,6 @@ happens here is only their order; that nothing which was spent goes unrecorded i
 import logging
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,9 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from green_tune import __version__, earlier, nvml, quality, stop, training
+from green_tune import __version__, bars, earlier, nvml, quality, recipe, stop, training
 from green_tune.bill import Bill
 from green_tune.checkpoint import Checkpoint
 from green_tune.course import Phase, Progress, Watch, from_everywhere, unmeasured
@@ -167,6 +164,7 @@ def describe(job: Job, run: Run) -> None:
         "device": str(job.device),
         "base_model": job.source.name,
         "base_model_commit": job.commit,
+        "base_digest": recipe.base_digest(job),
         "data_digest": job.data.digest,
         FINGERPRINT: earlier.fingerprint(job, versions),
     }
@@ -306,16 +304,8 @@ class _Bar:
         self._meter = meter
         self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
         self._shown: dict[str, float] = {}
-        self._bar = tqdm(
-            desc=run.name.partition(" ")[0],  # of a trial its number
-            total=steps,
-            file=sys.stderr,
-            leave=False,
-            delay=0 if sys.stderr.isatty() else 30,  # a log file wants few lines
-            mininterval=0.2 if sys.stderr.isatty() else 60,
-            bar_format="{desc} {percentage:3.0f}%|{bar}|{n}/{total} {remaining}{postfix}",
-            dynamic_ncols=True,
-        )
+        name = run.name.partition(" ")[0]  # of a trial its number
+        self._bar = bars.bar(name, total=steps, remarks=True)
 
     def __enter__(self) -> "_Bar":
         return self

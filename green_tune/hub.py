@@ -142,3 +142,11 @@ def _unreachable(what: str, failure: Exception) -> str:
 def _line(failure: Exception) -> str:
     """Its first line: the rest advises programmers."""
     return str(failure).strip().split("\n")[0]
+
+
+def cached_folder(hub_id: str, commit: str) -> Path | None:
+    """The folder of a base model whose weights are in the local cache; None where they are not."""
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        if isinstance(found := try_to_load_from_cache(hub_id, name, revision=commit), str):
+            return Path(found).parent
+    return None

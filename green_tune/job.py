@@ -115,6 +115,16 @@ def prepare(config: TrainConfig) -> Job:
     )
 
 
+def device(gpu: str) -> Device:
+    """The one device that is asked for, of those that are here.
+
+    Raises:
+        ConfigError: the name is not in the table.
+        HardwareMismatch: it is not in this machine.
+    """
+    return hardware.choose(gpu, nvml.find_gpus(), _cpu())
+
+
 def _plan(
     config: TrainConfig, device: Device, shape: Shape | None, family: str, shared: float, world: int
 ) -> Plan:

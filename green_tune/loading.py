@@ -18,10 +18,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from green_tune import attention, lora, tiny
+from green_tune import attention, lora, recipe
 from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
 from green_tune.hardware import Device
 from green_tune.job import Job
+from green_tune.predictor import is_out_of_memory
 
 PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi, OPT, Falcon; of GPT-2
     "attention": (
@@ -138,7 +139,7 @@ def _check_same(device: Device, index: int) -> None:
 
 
 def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
-    place = str(tiny.folder(job.source.place)) if job.source.kind == "built" else job.source.place
+    place = str(recipe.folder_of(job.source) or job.source.place)
     revision = {"revision": job.commit} if job.commit else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
@@ -286,11 +287,6 @@ def _top_layers(job: Job, base: Any) -> list[int] | None:
     if asked > layers:
         raise ModelError(f"lora_layers={asked}: {job.source.name} has {layers}")
     return list(range(layers - asked, layers))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for a GPU's, and for a CPU's, which has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 @contextmanager

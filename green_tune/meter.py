@@ -9,7 +9,7 @@ construction. What an instrument is, `emissions` and `nvml` know; when a figure 
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 from green_tune import emissions, gates, heartbeat
 from green_tune.clock import Clock, Watch
 from green_tune.footprint import SECONDS_PER_HOUR, Basis, Measurement, Segment, appended
+from green_tune.hardware import Device
 from green_tune.job import Job
 from green_tune.nvml import GpuEnergy
 from green_tune.presence import Presence, Shares
@@ -119,12 +120,16 @@ class Meter:
             MeasurementError: CodeCarbon did not start.
             HardwareMismatch: the GPU is cut into parts (MIG).
         """
+        basis = Basis(g_per_kwh=job.intensity.g_per_kwh, pue=job.config.pue)
+        return cls.on(job.devices, basis, alone=job.rank.here == 1)
+
+    @classmethod
+    def on(cls, devices: Sequence[Device], basis: Basis, *, alone: bool = True) -> Self:
+        """The meter for devices of this machine; raises as `of`."""
         for line in (emissions.ignored_settings(os.environ), emissions.unreadable_rapl()):
             if line:
                 log.warning(line)
-        gpus = GpuEnergy(job.devices) if job.device.kind == "cuda" else None
-        alone = job.rank.here == 1
-        basis = Basis(g_per_kwh=job.intensity.g_per_kwh, pue=job.config.pue)
+        gpus = GpuEnergy(devices) if devices[0].kind == "cuda" else None
         return cls(emissions.Machine(), gpus, basis, alone=alone)
 
     def __enter__(self) -> Self:
@@ -151,9 +156,10 @@ class Meter:
         """By all accounts together, at the last reading."""
         return self.basis.kg(self.spent_kwh)
 
-    def phase_kwh(self, name: str) -> float:
-        """By one phase of the current account, at the last reading."""
-        return sum(s.energy_kwh for s in tuple(self._accounts[-1].segments) if s.phase == name)
+    def spent_in(self, name: str) -> tuple[float, float]:
+        """Energy in kWh and time in h of one phase of the current account, at the last reading."""
+        spent = [s for s in tuple(self._accounts[-1].segments) if s.phase == name]
+        return sum(s.energy_kwh for s in spent), sum(s.runtime_h for s in spent)
 
     def open(self, *, checked: bool = True) -> None:
         """Opens an account; `checked` ones are compared with CodeCarbon's own total."""

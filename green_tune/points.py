@@ -8,7 +8,7 @@ looks like on paper is `pictures`, what it is worth in a sentence `invoice`.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from green_tune.results import (
@@ -154,14 +154,21 @@ def knee(points: Iterable[Point]) -> Point | None:
     front = front_of(points)
     if len({point.pair for point in front}) < CORNERS:
         return None
-    (top, least), (bottom, most) = front[0].pair, front[-1].pair
+    below = below_chord([point.pair for point in front])
+    bend = max(front, key=lambda point: below(point.pair))
+    return bend if below(bend.pair) > 0 else None
 
-    def below(point: Point) -> float:
-        x = (point.emissions_kg - least) / (most - least)
-        return 1 - x - (point.val_loss - bottom) / (top - bottom)
 
-    bend = max(front, key=below)
-    return bend if below(bend) > 0 else None
+def below_chord(pairs: Sequence[tuple[float, float]]) -> Callable[[tuple[float, float]], float]:
+    """How far a pair of loss and kg lies below the chord between the ends of the pairs' front.
+
+    On axes that both go from 0 to 1 over the front; 0 at its ends, and everywhere where the front
+    is a single pair.
+    """
+    (bottom, most), (top, least) = min(pairs), min(pairs, key=lambda pair: pair[::-1])
+    if most == least or top == bottom:
+        return lambda pair: 0.0
+    return lambda pair: 1 - (pair[1] - least) / (most - least) - (pair[0] - bottom) / (top - bottom)
 
 
 def reference(records: Sequence[RunRecord]) -> tuple[float, float] | None:

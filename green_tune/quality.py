@@ -5,24 +5,20 @@ finds most likely, so nothing is generated for it. What predictions are worth is
 and when they are asked for is `experiment`'s.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import GenerationConfig
 
-from green_tune import attention, batches, stop
+from green_tune import attention, bars, batches, predictor, stop
 from green_tune.job import Job
-from green_tune.loading import is_out_of_memory, named_out_of_memory, precision_of
+from green_tune.loading import named_out_of_memory, precision_of
 from green_tune.tasks import Example
 from green_tune.tokens import Encoded, Encoder
 from green_tune.training import FineTuner
 
-ROWS = 64  # at most generated side by side
 ROOMIER = 8  # times a micro-batch's tokens: nothing is kept to go backward. Else fewer
 
 Tokens = list[int]
@@ -94,7 +90,7 @@ def _weighed(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
     """
     labels = _labels(tuner)
     unlikely: dict[int, list[float]] = {}
-    with _bar(_label_micros(tuner, examples, labels)) as bar:
+    with bars.bar("quality", parts=_label_micros(tuner, examples, labels)) as bar:
         for micro in bar:
             stop.check()
             losses = tuner.loss.each(micro).tolist()
@@ -142,49 +138,24 @@ def _label_micros(
 
 
 def _generated(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
-    """For each example what the model goes on with until its end token, always by the likeliest.
+    """For each example what the model goes on with until its end token, always by the likeliest."""
+    asked = (tuner.max_seq_len, tuner.job.task.max_new_tokens)
+    limit, new = predictor.generation_bounds(tuner.model.config, *asked)
+    prompts = _prompts(Encoder(tuner.tokenizer, limit), examples, "")
+    numbers, tokens = list(prompts), ROOMIER * tuner.job.plan.micro_batch_tokens
+    texts: dict[int, str] = {}
+    with _greedy(tuner, new) as config, bars.bar("quality", parts=numbers) as bar:
 
-    A prompt leaves room for all that may be generated, whatever the right answer's length.
-    """
-    context = getattr(tuner.model.config, "max_position_embeddings", None) or sys.maxsize
-    new = min(tuner.job.task.max_new_tokens, context // 2)
-    room = Encoder(tuner.tokenizer, min(tuner.max_seq_len, context - new + 1))  # 1: the end token
-    prompts = _prompts(room, examples, "")
-    order = sorted(prompts, key=lambda number: len(prompts[number]), reverse=True)
-    with _greedy(tuner, new) as config:
-        texts = dict(zip(order, _texts(tuner, [prompts[n] for n in order], config), strict=True))
-    return dict(sorted(texts.items()))
-
-
-def _texts(tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig) -> Iterator[str]:
-    """What the prompts go on with; longest first, side by side as long as the memory allows it."""
-    tokens = ROOMIER * tuner.job.plan.micro_batch_tokens
-    left = prompts
-    with _bar(prompts) as bar:
-        while left:
+        def ask(batch: Sequence[Tokens]) -> list[str]:
             stop.check()
-            length = len(left[0]) + config.max_new_tokens
-            rows = left[: min(max(1, tokens // length), ROWS)]
-            texts = _attempt(tuner, rows, config)
-            if texts is None:
-                tokens = len(rows) * length // 2
-                torch.cuda.empty_cache()
-                continue
-            yield from texts
-            left = left[len(rows) :]
-            bar.update(len(rows))
+            found = predictor.continued(tuner.loss.base, batch, config)
+            return predictor.to_texts(tuner.tokenizer, found)
 
-
-def _attempt(
-    tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig
-) -> list[str] | None:
-    """Their continuations; None where so many at once do not fit, and fewer may."""
-    try:
-        return _continued(tuner, prompts, config)
-    except RuntimeError as error:
-        if not is_out_of_memory(error) or len(prompts) == 1:
-            raise
-        return None
+        given = list(prompts.values())
+        for part in predictor.in_batches(given, ask, extra=new, tokens=tokens):
+            texts |= {numbers[place]: text for place, text in part.items()}
+            bar.update(len(part))
+    return dict(sorted(texts.items()))
 
 
 def _prompts(encoder: Encoder, examples: Sequence[Example], before: str) -> dict[int, Tokens]:
@@ -194,52 +165,10 @@ def _prompts(encoder: Encoder, examples: Sequence[Example], before: str) -> dict
 
 
 @contextmanager
-def _greedy(tuner: FineTuner, new: int) -> Iterator[GenerationConfig]:
-    """What `generate` is to do; while it lasts, the base model has no other wishes of its own."""
-    base, tokenizer = tuner.loss.base, tuner.tokenizer
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        max_new_tokens=new,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=end,
-        pad_token_id=end if pad is None else pad,
-    )
+def _greedy(tuner: FineTuner, new: int) -> Iterator[Any]:
+    """What `generate` is to do, with an attention that can."""
     # Compiled layers would be compiled again for each length of what they remember.
     plain = torch.compiler.set_stance("force_eager") if tuner.job.plan.compile else nullcontext()
-    own, base.generation_config = base.generation_config, config
-    try:
-        with attention.stock(base), plain:
-            yield config
-    finally:
-        base.generation_config = own
-
-
-def _continued(tuner: FineTuner, prompts: Sequence[Tokens], config: GenerationConfig) -> list[str]:
-    """What each of the prompts goes on with, as text; they are padded on the left."""
-    width, device = max(map(len, prompts)), tuner.loss.base.device
-    ids = [[config.pad_token_id] * (width - len(one)) + one for one in prompts]
-    real = [[0] * (width - len(one)) + [1] * len(one) for one in prompts]
-    found = tuner.loss.base.generate(
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(real, device=device),
-        generation_config=config,
-    )
-    texts = tuner.tokenizer.batch_decode(
-        found[:, width:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [text.strip() for text in texts]
-
-
-def _bar(parts: Sequence[Any]) -> "tqdm[Any]":
-    """A progress bar over parts of the work, as `experiment`'s of the training."""
-    return tqdm(
-        parts,
-        desc="quality",
-        file=sys.stderr,
-        leave=False,
-        delay=0 if sys.stderr.isatty() else 30,
-        mininterval=0.2 if sys.stderr.isatty() else 60,
-        bar_format="{desc} {percentage:3.0f}%|{bar}|{n}/{total} {remaining}",
-        dynamic_ncols=True,
-    )
+    base = tuner.loss.base
+    with attention.stock(base), plain, predictor.greedy(base, tuner.tokenizer, new) as config:
+        yield config

@@ -70,7 +70,7 @@ def _experiments(client: MlflowClient) -> list[str]:
 
 def record(run: Any) -> RunRecord:
     """One run of MLflow as it stands in the store."""
-    tags = dict(run.data.tags)
+    tags = {**run.data.tags, EXPERIMENT: str(run.info.experiment_id)}
     return RunRecord(
         run_id=run.info.run_id,
         name=run.info.run_name,
@@ -87,13 +87,12 @@ def record(run: Any) -> RunRecord:
 def _lean(run: Any) -> RunRecord:
     """A record as one of ten thousand: names and texts that many of them have are kept once."""
     whole = record(run)
-    tags = {k: v for k, v in whole.tags.items() if not k.startswith(MLFLOWS_OWN)}
+    tags = {k: v for k, v in whole.tags.items() if k == EXPERIMENT or not k.startswith(MLFLOWS_OWN)}
     return replace(
         whole,
         params={intern(key): intern(text) for key, text in whole.params.items()},
         metrics={intern(key): value for key, value in whole.metrics.items()},
-        tags={intern(key): intern(text) for key, text in tags.items()}
-        | {EXPERIMENT: intern(str(run.info.experiment_id))},
+        tags={intern(key): intern(text) for key, text in tags.items()},
     )
 
 

@@ -21,8 +21,8 @@ from green_tune import batches
 from green_tune.batches import Micro
 from green_tune.errors import TrainingDiverged
 from green_tune.job import Job
-from green_tune.loading import is_out_of_memory
 from green_tune.loss import LabelLoss
+from green_tune.predictor import is_out_of_memory
 from green_tune.tokens import Encoded
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ tokenizer. It works on any tokenizer of transformers and imports none.
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+from green_tune import predictor
 from green_tune.errors import DataError, ModelError
 from green_tune.tasks import Example
 
@@ -48,8 +49,8 @@ class Encoder:
         Raises:
             DataError: not one example fits.
         """
-        prompts = self._ids([example.prompt for example in examples])
-        completions = self._ids([example.completion for example in examples])
+        prompts = predictor.token_ids(self._tokenizer, [one.prompt for one in examples])
+        completions = predictor.token_ids(self._tokenizer, [one.completion for one in examples])
         rows = zip(range(len(examples)), examples, prompts, completions, strict=True)
         encoded = [one for row in rows if (one := self._join(*row))]
         if not encoded:
@@ -61,33 +62,14 @@ class Encoder:
     ) -> Encoded | None:
         completion = completion + self._end
         room = self._max - len(self._start) - len(completion)
-        cut = len(prompt) > room
-        if cut:
-            shortened = self._shorten(example, room)
-            if shortened is None:
-                return None
-            prompt = shortened
+        parts = (example.head, example.body, example.tail)
+        fitted = predictor.fitted(self._tokenizer, parts, prompt, room)
+        if fitted is None:
+            return None
         return Encoded(
-            input_ids=self._start + prompt + completion,
+            input_ids=self._start + fitted + completion,
             labelled=len(completion),
             completion_bytes=len(example.completion.encode()),
-            cut=cut,
+            cut=len(fitted) < len(prompt),
             number=number,
         )
-
-    def _shorten(self, example: Example, room: int) -> list[int] | None:
-        """A prompt of at most `room` tokens, as long as halving finds; None where none fits."""
-        fitting = None
-        low, high = 0, len(example.body)
-        while low <= high:
-            kept = (low + high) // 2
-            ids = self._ids([example.head + example.body[:kept] + example.tail])[0]
-            if len(ids) <= room:
-                fitting, low = ids, kept + 1
-            else:
-                high = kept - 1
-        return fitting
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        ids = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        return ids["input_ids"]  # type: ignore[no-any-return]

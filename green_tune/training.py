@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from green_tune import batches, stop
+from green_tune import batches, recipe, stop
 from green_tune.batches import Micro, Schedule
 from green_tune.course import UNWATCHED, Course, Validation, Watch, from_everywhere
 from green_tune.data import Data
 from green_tune.errors import Stopped
 from green_tune.fit import CPU_TOKENS
 from green_tune.job import Job
-from green_tune.loading import Base, is_out_of_memory, named_out_of_memory
+from green_tune.loading import Base, named_out_of_memory
 from green_tune.loss import LabelLoss
+from green_tune.predictor import is_out_of_memory
 from green_tune.probe import check_examples_apart
 from green_tune.results import TrainResult
 from green_tune.stepper import Stepper
@@ -227,13 +228,14 @@ class FineTuner:
         return Validation(loss=summed / labels, bits_per_byte=summed / math.log(2) / text_bytes)
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter alone, as safetensors, and names its base as it was asked for."""
+        """Writes the adapter alone, as safetensors, with where its base is and how it is used."""
         config = self.model.peft_config["default"]
-        source = self.job.source
-        config.base_model_name_or_path = source.place if source.kind == "hub" else source.name
+        base = recipe.folder_of(self.job.source)
+        config.base_model_name_or_path = str(base or self.job.source.place)
         config.revision = self.job.commit or None
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form: says nothing
+        recipe.write(recipe.of(self.job), folder)
 
     def _examples(self, step: int) -> list[Encoded]:
         return [self.train[number] for number in self._schedule.step(step)]

@@ -168,7 +168,7 @@ class Trials:
 
     def _over(self, validations: int) -> str:
         """Why the trial under way must end; one more validation will still have to be paid."""
-        return self._ledger.over(self._meter.phase_kwh("eval") / max(1, validations))
+        return self._ledger.over(self._meter.spent_in("eval")[0] / max(1, validations))
 
     def _same(self, job: Job) -> RunRecord | None:
         if not self._reuse:

@@ -56,6 +56,11 @@ def artifact_link(uri: str, experiment_id: str, run_id: str, name: str) -> str:
     return f"{_root(uri)}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{name}?{MODE}"
 
 
+def model_link(uri: str, name: str) -> str:
+    """The page of a registered model."""
+    return f"{_root(uri)}/#/models/{name}"
+
+
 def study_link(uri: str, experiment_id: str, study: str) -> str:
     """The chart page of a study's trials, by the view that `study_view` prepares."""
     return (

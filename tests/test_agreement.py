@@ -13,7 +13,11 @@ import pytest
 import yaml
 
 from entrypoints.compare import CompareConfig, compare
+from entrypoints.evaluate import EvaluateConfig, evaluate
 from entrypoints.grid import grid
+from entrypoints.predict import PredictConfig, predict
+from entrypoints.promote import PromoteConfig, promote
+from entrypoints.pull import PullConfig, pull
 from entrypoints.sweep import sweep
 from entrypoints.train import train
 from green_tune import grid as grids
@@ -22,13 +26,20 @@ from green_tune.config import SweepConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
-COMMANDS = {"main": train, "train": train, "sweep": sweep, "grid": grid, "compare": compare}
+COMMANDS = {
+    "main": train, "train": train, "sweep": sweep, "grid": grid, "compare": compare,
+    "promote": promote, "pull": pull, "predict": predict, "evaluate": evaluate,
+}  # fmt: skip
 CONFIGS = {
     "main": TrainConfig().to_params(),
     "train": TrainConfig().to_params(),
     "sweep": space.defaults() | SweepConfig().to_params(),
     "grid": grids.defaults(),
     "compare": CompareConfig().to_params(),
+    "promote": PromoteConfig().to_params(),
+    "pull": PullConfig().to_params(),
+    "predict": PredictConfig().to_params(),
+    "evaluate": EvaluateConfig().to_params(),
 }
 HEAVY = ("torch", "transformers", "peft", "accelerate", "mlflow", "optuna", "codecarbon",
          "datasets", "matplotlib")  # fmt: skip
