@@ -59,7 +59,7 @@ def _evaluate(asked: dict[str, str]) -> None:
     zone, device = intensity.resolve(config.country), job.device(config.gpu)
     store.check_reachable(store.tracking_uri())
 
-    from green_tune import adapters, parcel, promotion
+    from green_tune import adapters, data, parcel, promotion, tasks
     from green_tune.registry import Registry
     from green_tune.tracking import Tracker
 
@@ -69,10 +69,13 @@ def _evaluate(asked: dict[str, str]) -> None:
         folder = adapters.bring(named, registry, Path(scratch))
         where = config.data if config.data != AUTO else _trained_on(named, tracker)
         recipe = parcel.check_recipe(folder)
+        task, labels = tasks.resolve(recipe["task"]), recipe["labels"]
+        split, train = data.to_evaluate(
+            task, where, config.split, most=config.examples, labels=labels
+        )
 
         from green_tune import evaluation  # and torch
 
-        split, train = evaluation.examples(recipe, where, config.split, config.examples)
         case = evaluation.Case(
             name=named.text,
             folder=folder,
@@ -87,6 +90,7 @@ def _evaluate(asked: dict[str, str]) -> None:
     if named.version:
         registry.set_tags(named.version, promotion.evaluation_tags(record))
     click.echo(_table(config.adapter, found, record, split))
+    click.echo(_where(record, tracker))
 
 
 def _trained_on(named: "Named", tracker: "Tracker") -> str:
@@ -95,8 +99,16 @@ def _trained_on(named: "Named", tracker: "Tracker") -> str:
     return tracker.get(named.run_id).params.get("data", "sample")
 
 
+def _where(record: "RunRecord", tracker: "Tracker") -> str:
+    from green_tune import views
+    from green_tune.query import EXPERIMENT
+
+    link = views.run_link(tracker.uri, record.tags[EXPERIMENT], record.run_id)
+    return views.where(tracker.uri, link)
+
+
 def _table(name: str, found: "Appraisal", record: "RunRecord", split: "Split") -> str:
-    from green_tune import cells, facts, sci
+    from green_tune import cells, facts, points, sci
 
     names = list(found.adapter.scores)
     table = cells.new_table("model", *names)
@@ -118,6 +130,7 @@ def _table(name: str, found: "Appraisal", record: "RunRecord", split: "Split") -
                 f"SCI {facts.mass(per.per_unit_g / 1000)}"
             )
     lines.append(f"energy {facts.how_known(record.metrics['energy_modelled_share'])}")
+    lines.append(f"carbon intensity {points.intensities([record])}")
     return "\n".join(lines)
 
 

@@ -49,6 +49,7 @@ def _predict(asked: dict[str, str]) -> None:
     inputs = [_one(config.text)] if config.input == NONE else list(_read(Path(config.input)))
     if not inputs:
         raise DataError(f"input={config.input} is empty")
+    _check_writable(config.output)
 
     from green_tune import job, store
 
@@ -80,16 +81,24 @@ def _one(text: str) -> Any:
 def _read(path: Path) -> Iterator[Any]:
     """The inputs of a file, by its ending."""
     try:
-        with path.expanduser().open(encoding="utf-8", newline="") as file:
+        with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 yield from _json_lines(path, file)
             elif path.suffix == ".csv":
-                yield from csv.DictReader(file)
+                yield from _csv_rows(path, file)
             else:
                 yield from (line.rstrip("\r\n") for line in file if line.strip())
     except (OSError, UnicodeDecodeError, RuntimeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"input={path} cannot be read: {why}") from None
+
+
+def _csv_rows(path: Path, lines: Any) -> Iterator[Any]:
+    reader = csv.DictReader(lines)
+    for row in reader:
+        if None in row:
+            raise DataError(f"{path}:{reader.line_num}: more cells than the first line has names")
+        yield row
 
 
 def _json_lines(path: Path, lines: Any) -> Iterator[Any]:
@@ -103,10 +112,12 @@ def _json_lines(path: Path, lines: Any) -> Iterator[Any]:
 
 
 def _predictions(folder: Path, inputs: list[Any], device: str) -> list[str]:
-    from green_tune import bars, stop
-    from green_tune.predictor import BaseMissing, InputError, Predictor
+    from green_tune import bars, parcel, stop
+    from green_tune.predictor import BaseMissing, InputError, Predictor, rows
 
+    recipe = parcel.check_recipe(folder)
     try:
+        rows(inputs, recipe["fields"])  # a mistake in a row is said before a model is loaded
         predictor = Predictor(folder, device=device)
         with bars.bar("predict", total=len(inputs)) as bar:
 
@@ -134,14 +145,38 @@ def _write(inputs: list[Any], texts: list[str], config: PredictConfig) -> None:
         with _opened(config.output) as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except BrokenPipeError:  # the reader has enough, such as `head`; click ends quietly
+        raise
     except OSError as error:
-        raise ConfigError(f"output={config.output} cannot be written: {error.strerror}") from None
+        raise _not_written(config.output, error) from None
+    if config.output != NONE:
+        click.echo(f"{len(texts)} predictions: {config.output}")
+
+
+def _check_writable(output: str) -> None:
+    """Before the work; what is in the file stays there until the predictions are."""
+    if output == NONE:
+        return
+    try:
+        path = Path(output).expanduser()
+        is_new = not path.exists()
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
+        raise _not_written(output, error) from None
+
+
+def _not_written(output: str, error: Exception) -> ConfigError:
+    why = getattr(error, "strerror", None) or error
+    return ConfigError(f"output={output} cannot be written: {why}")
 
 
 @contextmanager
 def _opened(output: str) -> Iterator[Any]:
     if output == NONE:
         yield sys.stdout
+        sys.stdout.flush()
         return
     with Path(output).expanduser().open("w", encoding="utf-8") as file:
         yield file

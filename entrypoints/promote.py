@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 ALL, AUTO, NONE = "all", "auto", "none"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+NAME = re.compile(r"\w[\w. -]{0,199}")
+ALIAS = re.compile(r"(?!latest$|v?\d+$)[a-z0-9_-]{1,200}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def promote(**asked: str) -> None:
 def _promote(asked: dict[str, str]) -> None:
     config = PromoteConfig.parse(asked)
     rules = _rules(config)
+    _check_names(config)
 
     from green_tune import store
 
@@ -97,17 +100,31 @@ def _rules(config: PromoteConfig) -> tuple[str, ...]:
     return rules
 
 
+def _check_names(config: PromoteConfig) -> None:
+    """Refuses what could not be pulled by its name, before anything is uploaded for it."""
+    if not NAME.fullmatch(config.name) or RUN_ID.fullmatch(config.name):
+        raise ConfigError(
+            f"name={config.name!r} cannot be: up to 200 letters, digits, dots, _, - and spaces, "
+            "and no run id"
+        )
+    if not ALIAS.fullmatch(config.alias):
+        raise ConfigError(
+            f"alias={config.alias!r} cannot be: up to 200 letters, digits, _ and -, and neither "
+            "latest nor a version's number"
+        )
+
+
 def _chosen(
     config: PromoteConfig, rules: Sequence[str], tracker: "Tracker", registry: "Registry"
 ) -> "Iterator[Chosen]":
     """The adapters that are asked for, of each base model and task."""
-    from green_tune import choice, points
+    from green_tune import choice, parcel, points
 
     def is_kept(address: str) -> bool:
-        return bool(registry.files(registry.place(address)))
+        return parcel.WEIGHTS in registry.files(registry.place(address))
 
     if not rules:
-        record = _usable([tracker.get(config.rule)])[0]
+        record = _usable([_run(config.rule, tracker)])[0]
         point = points.every([record])[-1]
         yield choice.Chosen(point=point, rules=(), front=(point.pair,))
         return
@@ -115,6 +132,19 @@ def _chosen(
         yield from choice.choose(
             records, rules, within_percent=config.within_percent, is_kept=is_kept
         )
+
+
+def _run(run_id: str, tracker: "Tracker") -> "RunRecord":
+    from green_tune.query import RESULTS
+    from green_tune.results import STUDY
+
+    if not tracker.has(run_id):
+        raise ConfigError(f"rule={run_id}: there is no such run, or it was deleted")
+    record = tracker.get(run_id)
+    if record.kind not in RESULTS:
+        study = f": give study={record.tags[STUDY]}" if STUDY in record.tags else ""
+        raise ConfigError(f"rule={run_id} is a run of {record.kind}, without an adapter{study}")
+    return record
 
 
 def _found(config: PromoteConfig, tracker: "Tracker") -> "list[RunRecord]":
@@ -164,8 +194,11 @@ def _promoted(
     chosen: "Chosen", config: PromoteConfig, tracker: "Tracker", registry: "Registry"
 ) -> Promoted:
     from green_tune import promotion, views
+    from green_tune.choice import RULES
     from green_tune.query import EXPERIMENT
 
+    if config.alias in RULES:  # later promotions must know that it stands for this one as well
+        chosen = replace(chosen, rules=tuple(dict.fromkeys([*chosen.rules, config.alias])))
     record = tracker.get(chosen.run_id)
     link = views.run_link(tracker.uri, record.tags[EXPERIMENT], record.run_id)
     source = promotion.origin(chosen, record, link, tracker.find)
@@ -174,8 +207,8 @@ def _promoted(
     def evaluate(folder: Path, recipe: "Mapping[str, Any]") -> "RunRecord | None":
         return _evaluated(folder, recipe, source, config.examples, tracker)
 
-    version = promotion.register(source, name, registry, evaluate)
     aliases = {AUTO: chosen.rules, NONE: ()}.get(config.alias, (config.alias,))
+    version = promotion.register(source, name, registry, evaluate, "".join(aliases[:1]))
     holders = {
         alias: registry.move(
             alias, version, within_percent=config.within_percent, force=config.force
@@ -200,14 +233,17 @@ def _evaluated(
     if not examples:
         return None
 
-    from green_tune import evaluation, intensity, job
+    from green_tune import data, evaluation, intensity, job, tasks
 
+    task, labels = tasks.resolve(recipe["task"]), recipe["labels"]
     device, params = job.device("auto"), source.record.params
     if why := evaluation.obstacle(recipe, device):
         log.warning("%s is not scored: %s", source.chosen.address, why)
         return None
     try:
-        split, train = evaluation.examples(recipe, params["data"], "validation", examples)
+        split, train = data.to_evaluate(
+            task, params["data"], "validation", most=examples, labels=labels
+        )
         case = evaluation.Case(
             name=source.chosen.address,
             folder=folder,
@@ -228,17 +264,12 @@ def _evaluated(
 def _table(promoted: Sequence[Promoted], rules: Sequence[str]) -> str:
     from green_tune import cells, points
 
-    table = cells.new_table("model", "version", "alias", "val loss", "g CO2e", "from")
+    table = cells.new_table("alias", "version", "val loss", "g CO2e", "from")
     for one in promoted:
         loss, kg = one.version.pair
-        table.add_row(
-            one.version.name,
-            str(one.version.number),
-            ", ".join(one.version.aliases) or "-",
-            f"{loss:.4f}",
-            f"{1000 * kg:.3g}",
-            points.label(one.chosen.point),
-        )
+        for alias in one.version.aliases or ("none",):
+            label = points.label(one.chosen.point)
+            table.add_row(alias, str(one.version), f"{loss:.4f}", f"{1000 * kg:.3g}", label)
     lines = [cells.to_text(table, max(shutil.get_terminal_size().columns, 80))]
     for one in promoted:
         for alias, holder in one.holders.items():
@@ -248,8 +279,12 @@ def _table(promoted: Sequence[Promoted], rules: Sequence[str]) -> str:
 
 
 def _stays(alias: str, holder: "Version", mine: "Version") -> str:
+    from green_tune.choice import RULES
+
     loss, kg = holder.pair
-    if holder.terms != mine.terms:
+    if alias not in RULES:
+        why = "as only a rule's alias moves by itself"
+    elif holder.terms != mine.terms:
         why = "which has other data or another base model, so losses cannot be compared"
     else:
         why = f"which is no worse: loss {loss:.4f} for {1000 * kg:.3g} g"

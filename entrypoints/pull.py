@@ -59,13 +59,14 @@ def _pull(asked: dict[str, str]) -> None:
 
     store.check_reachable(store.tracking_uri())
 
-    from green_tune.registry import Registry
+    from green_tune.registry import ODD, Registry
     from green_tune.tracking import Tracker
 
     with Tracker(store.tracking_uri()).adopted("pull", "pull", asked):
         registry = Registry(store.tracking_uri())
         version = _version(config, registry)
-        folder = _folder(config.output, FOLDER / f"{version.name}-v{version.number}")
+        usual = f"{ODD.sub('-', version.name)}-v{version.number}"  # a store may name it ../x
+        folder = _folder(config.output, FOLDER / usual)
         _download(version, registry, folder)
         _say(version, folder)
         if config.merge:
@@ -90,6 +91,7 @@ def _folder(output: str, usual: Path) -> Path:
     try:
         folder = folder.expanduser()
         folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.exists()  # whose name may be longer than any
     except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"output={output} cannot be made: {why}") from None
@@ -139,6 +141,7 @@ print(model.predict([{_example(recipe)}]))""")
 
 def _cost(version: "Version") -> str:
     from green_tune import cells, facts
+    from green_tune.registry import QUALITY_ON
 
     loss, kg = version.pair
     zone = version.tags.get("intensity_zone", "an unknown grid")
@@ -150,7 +153,11 @@ def _cost(version: "Version") -> str:
         f"{cells.duration(version.figure('runtime_h'))} on {version.tags.get('gpu_type')}",
     ]
     names = [name for name in version.tags if name.startswith("quality.")]
-    said += [f"{name.removeprefix('quality.')} {version.figure(name):.3g}" for name in names]
+    for name in names:
+        if name != "quality.examples":
+            said.append(f"{name.removeprefix('quality.')} {version.figure(name):.3g}")
+    if names:
+        said[-1] += f" on {version.tags.get(QUALITY_ON, 'unknown examples')}"
     return ", ".join(said)
 
 

@@ -18,9 +18,13 @@ from green_tune import bars, parcel, stop
 from green_tune.errors import AdapterError, StoreError
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.registry import ADDRESS, SEAL, Registry, Version
+from green_tune.scrutiny import shown
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 RUN_PATH = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>adapter|checkpoints/step-\d+)")
+MODELS = "models:/"  # before a registered name, as MLflow writes it
+NAMED = re.compile(r"(?P<name>[^@/]+)([@/](?P<wanted>[^@/]+))?")
+LONGEST = 500  # characters of a name that are shown as they are
 MIB = 2**20
 LARGEST_MIB = 20_000  # of a file: no adapter is larger
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -54,16 +58,17 @@ def find(text: str, registry: Registry) -> Named:
     Raises:
         AdapterError: nothing is; with what there is.
     """
-    text = text.removeprefix("models:/")
+    if text.startswith(MODELS):
+        return _registered(text.removeprefix(MODELS), registry)
     if found := _folder(text):
         return Named(text=text, folder=found)
     if RUN_ID.fullmatch(text):
         return Named(text=text, address=f"runs:/{text}/adapter")
     if RUN_PATH.fullmatch(text):
         return Named(text=text, address=text)
-    if text.startswith(("runs:", "/", "./", "~")):
+    if text.startswith(("runs:", "/", ".", "~")):
         raise AdapterError(
-            f"adapter={text} is neither a folder with an adapter nor a run's adapter"
+            f"adapter={_printed(text)} is neither a folder with an adapter nor a run's adapter"
         )
     return _registered(text, registry)
 
@@ -79,10 +84,19 @@ def _folder(text: str) -> Path | None:
         return None
 
 
+def _printed(text: str) -> str:
+    return text if len(text) <= LONGEST and text.isprintable() else shown(text)
+
+
 def _registered(text: str, registry: Registry) -> Named:
-    name, at, alias = text.partition("@")
-    name, _, number = name.partition("/") if not at else (name, "", "")
-    if wanted := alias or number:
+    parts = NAMED.fullmatch(text)
+    if not parts or _printed(text) != text:
+        raise AdapterError(
+            f"adapter={_printed(text)} is no folder with an adapter, no run's id, and no name "
+            "such as NAME, NAME@ALIAS or NAME/VERSION"
+        )
+    name = parts["name"]
+    if wanted := parts["wanted"]:
         version = registry.version(name, wanted)
     else:
         aliases = {alias for one in registry.versions(name) for alias in one.aliases}
@@ -166,13 +180,30 @@ def _room_named(to: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when the block ends well; before, nothing has it."""
-    with TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
-    ) as scratch:
-        yield Path(scratch)
-        Path(scratch).chmod(0o755)  # temporary folders are their owner's alone
-        Path(scratch).rename(folder)
+    """A folder to fill that gets its name when the block ends well; before, nothing has it.
+
+    Raises:
+        AdapterError: it cannot be made there, or something has got its name meanwhile.
+    """
+    with _made(folder):
+        scratch = TemporaryDirectory(
+            prefix=f".{folder.name[:20]}-", dir=folder.parent, ignore_cleanup_errors=True
+        )
+    with scratch as name:
+        yield Path(name)
+        with _made(folder):
+            Path(name).chmod(0o755)  # temporary folders are their owner's alone
+            Path(name).rename(folder)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AdapterError(
+            f"{folder} cannot be made: {error.strerror}; name another folder with output="
+        ) from None
 
 
 def wished(versions: Sequence[Version], *, task: str, base: str, max_g: float) -> Version:

@@ -19,7 +19,7 @@ from green_tune.predictor import Predictor
 from green_tune.tasks import Example, Quality
 
 PHASE = "quality"
-WARM_UP = 2  # predictions that are not counted: what is done once, at the first
+WARM_UP = 16  # predictions of each that are not counted: what is done once is done by then
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -76,6 +76,8 @@ def appraise(
     """
     quality = predictor.recipe["quality"]
     predictor.predict(split.rows[:WARM_UP])
+    with predictor.without_adapter():
+        predictor.predict(split.rows[:WARM_UP])
     name, answers = trivial(quality, split.examples, train)
 
     def predicted(label: str, block: AbstractContextManager[Any]) -> Predicted:

@@ -365,7 +365,8 @@ def _cell(value: float | None) -> str:
 def _data(facts: CardFacts) -> Iterable[str]:
     count = f", {facts.examples} training examples" if facts.examples else ""
     digest = plain(line(facts.record.tags.get("data_digest", "unknown")))
-    yield f"{plain(_data_name(facts))}{count}. Digest of every prompt and completion: {digest}."
+    name = plain(_data_name(facts))
+    yield f"Trained on {name}{count}. Digest of every prompt and completion: {digest}."
 
 
 def _hyperparameters(facts: CardFacts) -> Iterable[str]:

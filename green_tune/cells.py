@@ -20,7 +20,7 @@ def new_table(*headings: str, gap: int = 1) -> Table:
     """An empty table; texts stand left, figures right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
     for heading in headings:
-        texts = ("", "run", "model", "task", "gpu")
+        texts = ("", "run", "model", "task", "gpu", "alias", "version", "from")
         table.add_column(heading, justify="left" if heading in texts else "right", no_wrap=True)
     return table
 

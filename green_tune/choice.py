@@ -5,8 +5,9 @@ that an alias and the choice that moved it cannot disagree. Pure functions; the 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeVar
 
 from green_tune import points
@@ -108,7 +109,7 @@ def choose(
     Raises:
         ConfigError: no run has an adapter.
     """
-    front = [point for point in points.front_of(_candidates(records)) if is_kept(address(point))]
+    front = _kept_front(_candidates(records), is_kept)
     if not front:
         raise ConfigError("none of these runs has an adapter to promote")
     chosen: dict[str, list[str]] = defaultdict(list)
@@ -119,6 +120,17 @@ def choose(
     return [
         Chosen(point=at[where], rules=tuple(names), front=pairs) for where, names in chosen.items()
     ]
+
+
+def _kept_front(every: Iterable[Point], is_kept: Callable[[str], bool]) -> list[Point]:
+    """The front of what is there: what was not kept may be better, and leaves its place to others.
+
+    Only what may be on the front is asked for, and once, as each question is one to the store.
+    """
+    left, is_there = list(every), cache(is_kept)
+    while gone := {id(p) for p in points.front_of(left) if not is_there(address(p))}:
+        left = [point for point in left if id(point) not in gone]
+    return points.front_of(left)
 
 
 def _candidates(records: Sequence[RunRecord]) -> Iterator[Point]:

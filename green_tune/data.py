@@ -118,6 +118,20 @@ def load_split(
     return Split(source=origin, rows=kept, examples=examples)
 
 
+def to_evaluate(
+    task: Task, where: str, split: str, *, most: int, labels: Sequence[str]
+) -> tuple[Split, Sequence[Example]]:
+    """What is predicted, and the training examples beside it; none for a single file.
+
+    Raises:
+        DataError: the data is missing, malformed, or not for this task.
+    """
+    found = load_split(task, where, split, most=most, labels=labels)
+    if where.endswith(".jsonl"):
+        return found, ()
+    return found, load_split(task, where, "train").examples
+
+
 def _kept(
     rows: Iterable[tuple[int, Any]], kept: list[Mapping[str, Any]]
 ) -> Iterator[tuple[int, Any]]:

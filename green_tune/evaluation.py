@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from green_tune import appraisal, bill, data, tasks
+from green_tune import appraisal, bill
 from green_tune.appraisal import Appraisal
 from green_tune.data import Split
 from green_tune.errors import DataError, ModelError
@@ -19,7 +19,7 @@ from green_tune.hardware import Device
 from green_tune.intensity import Intensity
 from green_tune.meter import Meter
 from green_tune.predictor import BaseMissing, InputError, Predictor
-from green_tune.registry import ADDRESS
+from green_tune.registry import ADDRESS, QUALITY_ON
 from green_tune.results import RunRecord
 from green_tune.tasks import Example
 from green_tune.tracking import Tracker
@@ -46,21 +46,6 @@ class Case:
     zone: Intensity
     pue: float
     device: Device
-
-
-def examples(
-    recipe: Mapping[str, Any], where: str, split: str, most: int
-) -> tuple[Split, Sequence[Example]]:
-    """What is predicted, and the training examples beside it; none for a single file.
-
-    Raises:
-        DataError: the data is missing, malformed, or not for this adapter's task.
-    """
-    task = tasks.resolve(recipe["task"])
-    found = data.load_split(task, where, split, most=most, labels=recipe["labels"])
-    if where.endswith(".jsonl"):
-        return found, ()
-    return found, data.load_split(task, where, "train").examples
 
 
 def obstacle(recipe: Mapping[str, Any], device: Device) -> str:
@@ -90,6 +75,7 @@ def run(case: Case, asked: Mapping[str, str], tracker: Tracker) -> tuple[Apprais
     if case.device.kind == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = case.device.uuid  # before torch looks
     tags = {"gpu_type": case.device.gpu_type, "device": str(case.device)} | case.zone.to_tags()
+    tags |= {QUALITY_ON: case.split.source}
     tags |= {ADDRESS: case.address} if case.address else {}
     basis = Basis(g_per_kwh=case.zone.g_per_kwh, pue=case.pue)
     with Meter.on((case.device,), basis) as meter:

@@ -162,6 +162,7 @@ def describe(job: Job, run: Run) -> None:
     tags = job.intensity.to_tags() | {
         "gpu_type": job.device.gpu_type,
         "device": str(job.device),
+        "gpu_count": str(job.rank.world) if job.device.kind == "cuda" else "",
         "base_model": job.source.name,
         "base_model_commit": job.commit,
         "base_digest": recipe.base_digest(job),

@@ -69,7 +69,7 @@ class Predictor:
         if self._dtype == torch.float16 and self._device.type == "cpu":
             self._dtype = torch.float32
         place, revision = _place(self.recipe["base"], base or os.environ.get(BASE, ""))
-        with _quiet():
+        with quiet():
             loaded, self.tokenizer = _load_base(place, revision, self._dtype)
             self.model = _adapted(loaded.to(self._device), Path(adapter), place)
         self._base = self.model.get_base_model()
@@ -91,7 +91,7 @@ class Predictor:
         parts = [_parts(self.recipe["template"], row) for row in rows(inputs, self.fields)]
         answered = self._weighed if self.recipe["quality"] == "labels" else self._generated
         found: dict[int, str] = {}
-        with _quiet(), torch.inference_mode(), self._precision():
+        with quiet(), torch.inference_mode(), self._precision():
             for answers in answered(parts):
                 found |= answers
                 on_done(len(answers))
@@ -263,8 +263,7 @@ def _place(base: Mapping[str, str], asked: str) -> tuple[str, str]:
         return place, base["revision"]
     help = "; green-tune builds it on its first run" if base["kind"] == "built" else ""
     raise BaseMissing(
-        f"the base model {base['name']} is not in {place}: name its folder as base=, or in {BASE}"
-        + help
+        f"the base model {base['name']} is not in {place}: name its folder in {BASE}" + help
     )
 
 
@@ -284,7 +283,7 @@ def _check_same(folder: Path, base: Mapping[str, str]) -> None:
     if not same:
         raise BaseMissing(
             f"{folder} holds another model or revision than the adapter was trained on "
-            f"({base['name']}): name the right folder as base=, or in {BASE}"
+            f"({base['name']}): name the right folder in {BASE}"
         )
 
 
@@ -307,7 +306,7 @@ def _load_base(place: str, revision: str, dtype: Any) -> tuple[Any, Any]:
             raise
         raise BaseMissing(
             f"the base model {place} cannot be loaded: {_line(error)}; a folder that holds it may "
-            f"be named as base=, or in {BASE}"
+            f"be named in {BASE}"
         ) from error
     base, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers fills them by chance
@@ -343,7 +342,9 @@ def _adapted(base: Any, adapter: Path, place: str) -> Any:
                 raise
             raise BaseMissing(f"the adapter does not fit on {place}: {_line(error)}") from error
     with safe_open(adapter / WEIGHTS, framework="pt") as file:
-        apart = set(file.keys()) ^ set(get_peft_model_state_dict(model))
+        # By default peft looks for the base's config where it was trained, and asks the hub.
+        named = get_peft_model_state_dict(model, save_embedding_layers=False)
+        apart = set(file.keys()) ^ set(named)
     if apart:
         raise BaseMissing(
             f"the adapter does not fit on {place}: one of them lacks {min(apart)} and "
@@ -353,11 +354,13 @@ def _adapted(base: Any, adapter: Path, place: str) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    """The first line that says something; torch's own only announces the next."""
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A block in which transformers reports errors alone."""
     from transformers.utils import logging as chatter
 

@@ -21,6 +21,7 @@ from green_tune.registry import (
     ADAPTER_KIND,
     ADDRESS,
     FRONT_TAG,
+    QUALITY_ON,
     RULES_TAG,
     SEAL,
     Registry,
@@ -56,28 +57,31 @@ class Origin:
 def origin(chosen: Chosen, record: RunRecord, link: str, find: Find) -> Origin:
     """What the store knows of an adapter; `record` is its run's own, as it stands in the store."""
     evaluations = find(Query(kinds=(EVALUATION,), filter=f"tags.`{ADDRESS}` = '{chosen.address}'"))
+    data = ("auto", record.params.get("data"))  # a card says which data its run had, no other
+    own = [r for r in evaluations if r.status == "FINISHED" and r.params.get("data") in data]
     return Origin(
         chosen=chosen,
         record=record,
         link=link,
         study=_study(chosen.point.record, find),
-        evaluation=next((r for r in reversed(evaluations) if r.status == "FINISHED"), None),
+        evaluation=own[-1] if own else None,
     )
 
 
-def register(source: Origin, name: str, registry: Registry, evaluate: Evaluate) -> Version:
+def register(
+    source: Origin, name: str, registry: Registry, evaluate: Evaluate, alias: str = ""
+) -> Version:
     """The version of an adapter; the one that it has already, where it was promoted before.
 
-    `evaluate` is asked for an evaluation where the store has none, and may give None.
+    `evaluate` is asked for an evaluation where the store has none, and may give None. `alias` is
+    the one by which its card calls it.
 
     Raises:
         AdapterError: the adapter is not there, not whole, or not to be trusted.
     """
     address = source.chosen.address
     if found := registry.of_adapter(name, address):
-        if new := [rule for rule in source.chosen.rules if rule not in found.rules]:
-            registry.set_tags(found, {RULES_TAG: ",".join([*found.rules, *new])})
-        return registry.version(name, str(found.number))
+        return _chosen_by(source.chosen.rules, found, registry)
     with TemporaryDirectory(prefix="green-tune-promote-") as scratch:
         brought, folder = Path(scratch) / "run", Path(scratch) / "version"
         brought.mkdir()
@@ -86,15 +90,24 @@ def register(source: Origin, name: str, registry: Registry, evaluate: Evaluate) 
         recipe = parcel.check_recipe(adapter)
         if not is_evaluated(source):
             source = replace(source, evaluation=evaluate(adapter, recipe))
-        facts = _facts(source, name, recipe)
+        facts = replace(_facts(source, name, recipe), alias=alias)
         seal = packing.pack(adapter, card.make(facts), label.draw(facts), folder)
-        return registry.register(
+        made = registry.register(
             name,
             folder,
             source.chosen.run_id,
             tags=_tags(source, facts) | {SEAL: seal},
             description=_description(facts),
         )
+    return _chosen_by(source.chosen.rules, made, registry)  # which another process may have made
+
+
+def _chosen_by(rules: Sequence[str], version: Version, registry: Registry) -> Version:
+    """The version, with rules that have chosen it besides those that it was known for."""
+    if new := [rule for rule in rules if rule not in version.rules]:
+        registry.set_tags(version, {RULES_TAG: ",".join([*version.rules, *new])})
+        return registry.version(version.name, str(version.number))
+    return version
 
 
 def is_evaluated(source: Origin) -> bool:
@@ -105,7 +118,8 @@ def is_evaluated(source: Origin) -> bool:
 def evaluation_tags(record: RunRecord) -> dict[str, str]:
     """What a version's tags say of a later evaluation; its card stays as it was sealed."""
     made, where = record.metrics, site(record.tags)
-    tags = {n: repr(v) for n, v in made.items() if n.startswith((SCORES, BASE_SCORES))}
+    scored = [n for n in made if n.startswith((SCORES, BASE_SCORES)) and n != BASE_SCORES + COUNT]
+    tags = {n: repr(made[n]) for n in scored} | {QUALITY_ON: record.tags.get(QUALITY_ON, "unknown")}
     if where and made.get("predictions"):
         per = per_thousand(
             made["predictions/energy_kwh"],
@@ -139,7 +153,7 @@ def _facts(source: Origin, name: str, recipe: Mapping[str, Any]) -> CardFacts:
         study=source.study,
         quality=_quality(source, on_the_way),
         predictions=_predictions(source, on_the_way),
-        alias=source.chosen.rules[0] if source.chosen.rules else "",
+        gpus=int(record.tags.get("gpu_count", "1")),
         link=source.link,
     )
 
@@ -179,7 +193,7 @@ def _quality(source: Origin, on_the_way: bool) -> Quality | None:
         adapter={name: value for name, value in scores.items() if name != COUNT},
         base={n: v for n, v in _scores(record, BASE_SCORES).items() if n != COUNT},
         examples=int(scores.get(COUNT, 0)),
-        split=record.params.get("split", "validation") if source.evaluation else "validation",
+        split=_split(_scored_on(source)),
     )
 
 
@@ -228,6 +242,7 @@ def _tags(source: Origin, facts: CardFacts) -> dict[str, str]:
         PER_THOUSAND: facts.predictions.sci.per_unit_g if facts.predictions else None,
     }
     if facts.quality:
+        figures |= {SCORES + COUNT: float(facts.quality.examples)}
         figures |= {SCORES + name: value for name, value in facts.quality.adapter.items()}
         figures |= {BASE_SCORES + name: value for name, value in facts.quality.base.items()}
     texts = {name: record.tags[name] for name in FROM_RUN if name in record.tags} | {
@@ -240,9 +255,23 @@ def _tags(source: Origin, facts: CardFacts) -> dict[str, str]:
         RULES_TAG: ",".join(source.chosen.rules),
         FRONT_TAG: _front(source.chosen),
         "run_link": source.link,
+        QUALITY_ON: _scored_on(source) if facts.quality else "",
     }
     known = {n: repr(v) for n, v in figures.items() if v is not None and math.isfinite(v)}
     return known | {name: text for name, text in texts.items() if text}
+
+
+def _split(examples: str) -> str:
+    """The split in "sample test", or the name of a file."""
+    last = examples.rsplit(maxsplit=1)[-1]
+    return Path(last).stem if last.endswith(".jsonl") else last
+
+
+def _scored_on(source: Origin) -> str:
+    """The examples that task metrics are of: of an evaluation, or of the run itself."""
+    if source.evaluation:
+        return source.evaluation.tags.get(QUALITY_ON, "unknown")
+    return f"{source.record.params.get('data', 'unknown')} validation"
 
 
 def _bits_per_byte(record: RunRecord, val_loss: float) -> float | None:
@@ -266,6 +295,7 @@ def _description(facts: CardFacts) -> str:
         words(facts),
         f"Training: {grams:.6g} g CO2e, {facts.energy_kwh:.6g} kWh, {facts.runtime_h:.6g} h; "
         f"data digest {facts.record.tags.get('data_digest', 'unknown')}.",
-        f"[its run]({facts.link}); the card is `adapter/README.md` among its artifacts.",
+        f"[Its run]({facts.link}). Its card is `adapter/README.md`, among the artifacts of the "
+        "source model.",
     ]
     return "\n\n".join(said)

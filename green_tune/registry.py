@@ -20,7 +20,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
     ENDPOINT_NOT_FOUND,
+    FEATURE_DISABLED,
     INVALID_PARAMETER_VALUE,
     NOT_IMPLEMENTED,
     RESOURCE_ALREADY_EXISTS,
@@ -28,7 +30,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-from green_tune import choice
+from green_tune import choice, store
 from green_tune.choice import RULES, Pair
 from green_tune.errors import AdapterError, ConfigError, StoreError
 from green_tune.results import KIND
@@ -36,13 +38,21 @@ from green_tune.run import line, named
 
 ADAPTER_KIND = "adapter"
 ADDRESS, RULES_TAG = "green_tune.adapter", "green_tune.rules"
+QUALITY_ON = "quality_on"  # the examples that task metrics are of, such as "sample test"
 FRONT_TAG, SEAL = "green_tune.front_points", "green_tune.manifest"
 FORCED = "green_tune.forced."  # of a model, with an alias: version/highest version at that time
 MODEL_TYPE = "lora-adapter"
+ABOUT = (
+    "LoRA adapters of one base model for one task, promoted by green-tune. `best` has the lowest "
+    "validation loss, `greenest` the lowest emissions near it, `balanced` is the knee of the front."
+)
 SHOWN = 10  # names in a line
 DEEPEST = 2  # folders of a version that are looked into; further ones are files that nobody expects
 ATTEMPTS = 10  # at an alias that others move as well
-NO_REGISTRY = {ErrorCode.Name(code) for code in (ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED)}
+NO_REGISTRY = {
+    ErrorCode.Name(code) for code in (ENDPOINT_NOT_FOUND, FEATURE_DISABLED, NOT_IMPLEMENTED)
+}
+INVALID_PATH = "Invalid path"  # how MLflow begins to say that a listed name has ..
 ODD = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -75,7 +85,7 @@ class Version:
     @property
     def is_ours(self) -> bool:
         """Whether green-tune promoted it."""
-        return self.tags.get(KIND) == ADAPTER_KIND and not any(map(math.isnan, self.pair))
+        return self.tags.get(KIND) == ADAPTER_KIND and all(map(math.isfinite, self.pair))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -92,9 +102,10 @@ class Version:
     def front(self) -> list[Pair]:
         """The front that it was chosen from."""
         try:
-            return [(float(loss), float(kg)) for loss, kg in json.loads(self.tags[FRONT_TAG])]
-        except (KeyError, TypeError, ValueError):
+            pairs = [(float(loss), float(kg)) for loss, kg in json.loads(self.tags[FRONT_TAG])]
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return []
+        return pairs if all(math.isfinite(x) for pair in pairs for x in pair) else []
 
 
 def name_for(base_model: str, task: str) -> str:
@@ -109,8 +120,11 @@ class Registry:
     """
 
     def __init__(self, uri: str) -> None:
+        registry = store.registry_uri(uri)
+        store.check_reachable(registry)
         mlflow.set_tracking_uri(uri)  # its addresses models:/... are looked up in the global store
-        self._client = MlflowClient(uri)
+        with _named():
+            self._client = MlflowClient(uri, registry)
 
     def names(self) -> list[str]:
         """All registered models."""
@@ -136,15 +150,15 @@ class Registry:
         return sorted(every, key=lambda version: (version.name, version.number))
 
     def version(self, name: str, wanted: str) -> Version:
-        """A version by its alias, its number, or "latest".
+        """A version by its number, its alias, or "latest".
 
         Raises:
             AdapterError: there is none; with those that there are.
         """
         versions = self.versions(name)
         matches = (
+            lambda v: str(v.number) == wanted,  # first: an alias may be a number as well
             lambda v: wanted in v.aliases,
-            lambda v: str(v.number) == wanted,
             lambda v: wanted == "latest" and v is versions[-1],
         )
         for match in matches:
@@ -212,7 +226,7 @@ class Registry:
 
     def _make(self, name: str) -> None:
         try:
-            self._client.create_registered_model(name, tags={KIND: ADAPTER_KIND})
+            self._client.create_registered_model(name, {KIND: ADAPTER_KIND}, ABOUT)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
@@ -221,7 +235,8 @@ class Registry:
         """Writes or overwrites tags of a version."""
         with _named():
             for key, text in tags.items():
-                self._client.set_model_version_tag(version.name, str(version.number), key, text)
+                to = (version.name, str(version.number), key, text)
+                _twice(self._client.set_model_version_tag, *to)
 
     def move(
         self, alias: str, mine: Version, *, within_percent: float, force: bool = False
@@ -237,7 +252,7 @@ class Registry:
             AdapterError: others keep moving it.
             ConfigError: MLflow allows no such alias.
         """
-        if force:
+        if force and alias in RULES:
             self._force(alias, mine)
         for _ in range(ATTEMPTS):
             versions = self.versions(mine.name)
@@ -263,10 +278,12 @@ class Registry:
         if holder and holder.terms != mine.terms and not forced:
             return holder
         kept = self._unforced(alias, mine.name)
-        asked = [v for v in versions if alias in v.rules and v.is_ours and kept(v)]
-        same = [v for v in asked if v.terms == mine.terms]
+        asked = [v for v in versions if alias in v.rules or v.number == mine.number]
+        same = [v for v in asked if v.is_ours and v.terms == mine.terms and kept(v)]
         if holder and holder.is_ours and holder.terms == mine.terms and kept(holder):
             same = [holder, *same]  # the first of equals stays
+        if not same:  # what was forced is gone, or is another's
+            return holder or mine
         known = [pair for version in same for pair in version.front]
         return choice.pick(alias, same, within_percent=within_percent, known=known)
 
@@ -274,20 +291,20 @@ class Registry:
         """Notes that from now on only this version and later ones may have the alias."""
         highest = self.versions(mine.name)[-1].number
         with _named():
-            self._client.set_registered_model_tag(
-                mine.name, FORCED + alias, f"{mine.number}/{highest}"
-            )
-        self._set(alias, mine)
+            note = (mine.name, FORCED + alias, f"{mine.number}/{highest}")
+            _twice(self._client.set_registered_model_tag, *note)
 
     def _unforced(self, alias: str, name: str) -> Callable[[Version], bool]:
         with _named():
             text = self._client.get_registered_model(name).tags.get(FORCED + alias, "0/0")
-        chosen, _, highest = text.partition("/")
-        return lambda v: v.number == int(chosen) or v.number > int(highest)
+        noted = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)  # anybody may write there
+        chosen, highest = map(int, noted.groups()) if noted else (0, 0)
+        return lambda v: v.number == chosen or v.number > highest
 
     def _set(self, alias: str, version: Version) -> None:
+        to = (version.name, alias, str(version.number))
         try:
-            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+            _twice(self._client.set_registered_model_alias, *to)
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
                 raise ConfigError(f"alias={alias} is not possible: {line(error)}") from None
@@ -305,9 +322,21 @@ class Registry:
             return f"{self._client.get_run(run_id).info.artifact_uri}/{folder}"
 
     def files(self, place: str) -> dict[str, int]:
-        """The files at an address, as the store lists them; in bytes."""
+        """The files at an address, as the store lists them; in bytes.
+
+        Raises:
+            AdapterError: one has a name that leads out of the folder; MLflow says so of `..`.
+        """
         with _named():
-            return dict(_listed_files(place, ""))
+            try:
+                return dict(_listed_files(place, ""))
+            except MlflowException as error:
+                if not error.message.startswith(INVALID_PATH):
+                    raise
+                raise AdapterError(
+                    f"{place} holds a file whose name leads out of the folder: do not use it, and "
+                    "tell whoever made it"
+                ) from error
 
     def fetch(self, place: str, path: str, to: Path) -> None:
         """Downloads one file of an address into a folder, under the same path."""
@@ -317,6 +346,16 @@ class Registry:
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{place}/{path}", dst_path=str(target)
             )
+
+
+def _twice(write: Callable[..., None], *given: str) -> None:
+    """A write, again if it was refused: of two that make a row at once, a database takes one."""
+    try:
+        write(*given)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(BAD_REQUEST):  # which MLflow makes of a broken rule
+            raise
+        write(*given)
 
 
 def _listed_files(place: str, under: str) -> Iterator[tuple[str, int]]:
@@ -380,7 +419,7 @@ def _named() -> Iterator[None]:
         code = getattr(cause, "error_code", "")
         if code in NO_REGISTRY or isinstance(cause, UnsupportedModelRegistryStoreURIException):
             raise StoreError(
-                f"{error}: this store has no model registry; use an SQLite file or an "
-                "MLflow server with a database, or name another in MLFLOW_REGISTRY_URI"
+                "this store has no model registry; use an SQLite file or an MLflow server with a "
+                "database, or name another in MLFLOW_REGISTRY_URI"
             ) from error
         raise

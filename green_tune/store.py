@@ -29,6 +29,15 @@ def tracking_uri() -> str:
     what SQLAlchemy takes by itself has changed from version to version.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return _with_driver(uri)
+
+
+def registry_uri(tracking: str) -> str:
+    """MLFLOW_REGISTRY_URI, or the tracking store's address: it has a registry of its own."""
+    return _with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or tracking)
+
+
+def _with_driver(uri: str) -> str:
     return re.sub("^postgres(ql)?://", "postgresql+psycopg2://", uri)
 
 
@@ -47,7 +56,7 @@ def study_url() -> str:
 
 def check_reachable(url: str) -> None:
     """Raises StoreError when nobody listens at `url`, or its SQLite file cannot be there."""
-    setting = "MLFLOW_TRACKING_URI" if url == tracking_uri() else "GREEN_TUNE_STUDY_STORAGE"
+    setting = _setting(url)
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.split("+")[0], parts.hostname, parts.port
@@ -60,9 +69,17 @@ def check_reachable(url: str) -> None:
     elif scheme in PORTS:
         _check_listening(str(host), port or PORTS[scheme], setting)
     elif scheme in ("", "file"):
-        tracking = setting == "MLFLOW_TRACKING_URI"
-        what = "a folder, which MLflow 3 no longer accepts" if tracking else "no database"
+        study = setting == "GREEN_TUNE_STUDY_STORAGE"
+        what = "no database" if study else "a folder, which MLflow 3 no longer accepts"
         raise StoreError(f"{url} is {what}; use sqlite:///FILE, a server's URL, or unset {setting}")
+
+
+def _setting(url: str) -> str:
+    """Where a user has named an address."""
+    if url == tracking_uri():
+        return "MLFLOW_TRACKING_URI"
+    named = "MLFLOW_REGISTRY_URI" in os.environ and url == registry_uri("")
+    return "MLFLOW_REGISTRY_URI" if named else "GREEN_TUNE_STUDY_STORAGE"
 
 
 @contextmanager

@@ -229,10 +229,12 @@ class FineTuner:
 
     def save(self, folder: Path) -> None:
         """Writes the adapter alone, as safetensors, with where its base is and how it is used."""
-        config = self.model.peft_config["default"]
+        config: Any = self.model.peft_config["default"]
         base = recipe.folder_of(self.job.source)
         config.base_model_name_or_path = str(base or self.job.source.place)
         config.revision = self.job.commit or None
+        if isinstance(config.target_modules, set):  # whose order differs from process to process
+            config.target_modules = sorted(config.target_modules)
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form: says nothing
         recipe.write(recipe.of(self.job), folder)

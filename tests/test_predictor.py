@@ -31,8 +31,8 @@ from green_tune.predictor import BaseMissing, InputError, Predictor
 from green_tune.training import FineTuner
 
 SMALL: dict[str, Any] = {"gpu": "cpu", "max_train_examples": 96, "max_eval_examples": 12,
-                         "evals": 2, "learning_rate": 1e-2, "batch_size": 4,
-                         "epochs": 6}  # fmt: skip
+                         "evals": 2, "learning_rate": 4e-3, "batch_size": 4,
+                         "epochs": 10}  # fmt: skip
 ROWS = 7
 COMMIT = "c0ffee" * 6 + "1234"
 Recipe = dict[str, Any]
@@ -96,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
             inputs = [{name: row[name] for name in tuner.job.task.fields[:-1]} for row in rows]
             after = predicted(tuner, rows)
             assert after != before
-            assert len(set(after)) > 2 or options  # else to be the same says little
+            assert len(set(after)) > 1 or options  # else to be the same says little
             made[key] = Trained(folder=folder, rows=inputs, before=before, after=after)
         return made[key]
 
@@ -498,7 +498,7 @@ def test_a_base_that_is_missing_is_one_line_that_says_what_to_do(
         Predictor(folder)
     said = str(raised.value)
     assert "\n" not in said
-    assert all(part in said for part in ("tiny", str(tmp_path / "gone"), "base=", predictor.BASE))
+    assert all(part in said for part in ("tiny", str(tmp_path / "gone"), predictor.BASE))
     assert "green-tune builds it on its first run" in said
     with pytest.raises(BaseMissing) as raised:
         Predictor(travelled(place=str(tmp_path / "gone"), kind="folder"))
@@ -548,7 +548,7 @@ def test_a_base_that_lacks_weights_or_cannot_be_read_is_refused(
     with pytest.raises(BaseMissing, match=r"base lacks 1 weights, such as lm_head\.weight$"):
         Predictor(travelled(place=str(base), digest=predictor.digest(base)))
     (base / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(BaseMissing, match=r"cannot be loaded: .*base="):
+    with pytest.raises(BaseMissing, match=r"cannot be loaded: .*GREEN_TUNE_BASE"):
         Predictor(travelled(place=str(base), digest=predictor.digest(base)))
 
 
@@ -610,7 +610,7 @@ def test_a_base_of_the_hub_is_asked_for_at_its_revision(
         assert Predictor(folder, base=base).predict(one.rows) == one.after
     assert asked == [("owner/name", COMMIT)] * 2
     for adapter in (folder, trained("sentiment").folder):
-        with pytest.raises(BaseMissing, match="is not in owner/other: name its folder as base="):
+        with pytest.raises(BaseMissing, match="is not in owner/other: name its folder"):
             Predictor(adapter, base="owner/other")
 
 

@@ -134,9 +134,9 @@ def test_the_saved_adapter_loads_with_plain_peft_and_predicts_the_same(
     tuner, _ = fit(make_job(learning_rate=2e-3))
     tuner.save(tmp_path / "adapter")
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert files == {"adapter_model.safetensors", "adapter_config.json"}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "recipe.json"}
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
+    assert config["base_model_name_or_path"] == str(tiny.folder())  # where plain peft finds it
     base = AutoModelForCausalLM.from_pretrained(tiny.folder())
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     ids = torch.tensor([tuner.validation[0]["input_ids"]])

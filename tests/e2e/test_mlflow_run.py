@@ -160,7 +160,8 @@ def check_trial(project: Path, run: Run) -> None:
     losses = client(project).get_metric_history(run.info.run_id, "val_loss")
     assert len({point.step for point in losses}) == 2
     adapter = {file.path for file in client(project).list_artifacts(run.info.run_id, "adapter")}
-    assert adapter == {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
+    names = ("adapter_model.safetensors", "adapter_config.json", "recipe.json")
+    assert adapter == {f"adapter/{name}" for name in names}
 
 
 def check_parent_artifacts(project: Path, parent: Run, trials: list[Run]) -> None:
