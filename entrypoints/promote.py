@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from green_tune.choice import Chosen
     from green_tune.promotion import Origin
     from green_tune.query import Query
-    from green_tune.registry import Registry, Version
+    from green_tune.registry import Registry
     from green_tune.results import RunRecord
     from green_tune.tracking import Tracker
+    from green_tune.versions import Version
 
 log = logging.getLogger(__name__)
 

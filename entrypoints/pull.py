@@ -14,7 +14,8 @@ from green_tune.config import Options, option
 from green_tune.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
-    from green_tune.registry import Registry, Version
+    from green_tune.registry import Registry
+    from green_tune.versions import Version
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ def _pull(asked: dict[str, str]) -> None:
 
     store.check_reachable(store.tracking_uri())
 
-    from green_tune.registry import ODD, Registry
+    from green_tune.registry import Registry
     from green_tune.tracking import Tracker
+    from green_tune.versions import ODD
 
     with Tracker(store.tracking_uri()).adopted("pull", "pull", asked):
         registry = Registry(store.tracking_uri())
@@ -101,7 +103,7 @@ def _folder(output: str, usual: Path) -> Path:
 def _download(version: "Version", registry: "Registry", folder: Path) -> None:
     """Makes the folder, all of it or nothing; one that is there and whole is left as it is."""
     from green_tune import adapters, parcel
-    from green_tune.registry import SEAL
+    from green_tune.versions import SEAL
 
     if folder.exists():
         if (folder / parcel.MANIFEST).exists():  # what Python has compiled of the loader's code
@@ -141,7 +143,7 @@ print(model.predict([{_example(recipe)}]))""")
 
 def _cost(version: "Version") -> str:
     from green_tune import cells, facts
-    from green_tune.registry import QUALITY_ON
+    from green_tune.versions import QUALITY_ON
 
     loss, kg = version.pair
     zone = version.tags.get("intensity_zone", "an unknown grid")

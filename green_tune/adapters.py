@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from green_tune import bars, parcel, stop
 from green_tune.errors import AdapterError, StoreError
 from green_tune.footprint import GRAMS_PER_KG
-from green_tune.registry import ADDRESS, SEAL, Registry, Version
+from green_tune.registry import Registry
 from green_tune.scrutiny import shown
+from green_tune.versions import ADDRESS, SEAL, Version
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 RUN_PATH = re.compile(r"runs:/(?P<run>[0-9a-f]{32})/(?P<path>adapter|checkpoints/step-\d+)")
@@ -218,10 +219,10 @@ def wished(versions: Sequence[Version], *, task: str, base: str, max_g: float) -
     ours = [version for version in versions if version.is_ours]
     if not ours:
         raise AdapterError("no adapter is registered yet: mlflow run . -e promote -P study=...")
-    wishes = {"task": ("task", task), "base": ("base_model", base)}
-    for name, (tag, wish) in wishes.items():
-        if wish and not (kept := [v for v in ours if wish == v.tags.get(tag)]):
-            there = sorted({v.tags.get(tag, "") for v in ours})
+    wishes = {"task": (("task",), task), "base": (("base_model", "base_place"), base)}
+    for name, (tags, wish) in wishes.items():
+        if wish and not (kept := [v for v in ours if wish in map(v.tags.get, tags)]):
+            there = sorted({v.tags.get(tags[0], "") for v in ours})
             raise AdapterError(f"no adapter is registered for {name}={wish}; there is "
                                f"{', '.join(there)}")  # fmt: skip
         ours = kept if wish else ours

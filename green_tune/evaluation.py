@@ -19,11 +19,11 @@ from green_tune.hardware import Device
 from green_tune.intensity import Intensity
 from green_tune.meter import Meter
 from green_tune.predictor import BaseMissing, InputError, Predictor
-from green_tune.registry import ADDRESS, QUALITY_ON
 from green_tune.results import RunRecord
 from green_tune.tasks import Example
 from green_tune.tracking import Tracker
 from green_tune.training import synchronize
+from green_tune.versions import ADDRESS, QUALITY_ON
 
 KIND = "evaluate"
 GIB = 2**30

@@ -17,19 +17,19 @@ from green_tune.choice import Chosen
 from green_tune.facts import CardFacts, Predictions, Quality, Study, words
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.query import Query
-from green_tune.registry import (
+from green_tune.registry import Registry
+from green_tune.results import KIND, STUDY, RunRecord
+from green_tune.sci import per_thousand, site
+from green_tune.versions import (
     ADAPTER_KIND,
     ADDRESS,
     FRONT_TAG,
     QUALITY_ON,
     RULES_TAG,
     SEAL,
-    Registry,
     Version,
     name_for,
 )
-from green_tune.results import KIND, STUDY, RunRecord
-from green_tune.sci import per_thousand, site
 
 EVALUATION = "evaluate"  # the kind of a run that evaluated an adapter
 SCORES, BASE_SCORES = "quality.", "start_quality."

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from green_tune import adapters, parcel
 from green_tune.errors import AdapterError, Stopped, StoreError
-from green_tune.registry import ADAPTER_KIND, Registry, Version
+from green_tune.registry import Registry
 from green_tune.results import KIND
+from green_tune.versions import ADAPTER_KIND, Version
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 NAME = "tiny-sentiment"

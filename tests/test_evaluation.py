@@ -16,8 +16,9 @@ from green_tune.evaluation import Case
 from green_tune.job import Job
 from green_tune.predictor import Predictor
 from green_tune.query import Query
-from green_tune.registry import ADDRESS, QUALITY_ON, Registry
+from green_tune.registry import Registry
 from green_tune.tracking import Tracker
+from green_tune.versions import ADDRESS, QUALITY_ON
 
 MakeJob = Callable[..., Job]
 TASKS = [("sentiment", 12), ("qa", 3), ("summarization", 3)]  # epochs until answers change

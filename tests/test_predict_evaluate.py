@@ -27,8 +27,9 @@ from green_tune.appraisal import Appraisal, Predicted
 from green_tune.config import TrainConfig
 from green_tune.data import Split
 from green_tune.query import Query
-from green_tune.registry import QUALITY_ON, Registry, Version
+from green_tune.registry import Registry
 from green_tune.tracking import Tracker
+from green_tune.versions import QUALITY_ON, Version
 
 # MLflow's own, at the first import of its pyfunc in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")

@@ -21,7 +21,8 @@ from entrypoints.promote import promote
 from entrypoints.pull import pull
 from green_tune import adapters, predictor
 from green_tune.parcel import ADAPTER
-from green_tune.registry import Registry, Version
+from green_tune.registry import Registry
+from green_tune.versions import Version
 
 # MLflow says it of its own classes, once, whenever its models are imported first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")

@@ -17,9 +17,10 @@ from green_tune.errors import AdapterError
 from green_tune.points import Point
 from green_tune.promotion import Origin
 from green_tune.query import Query
-from green_tune.registry import ADDRESS, FRONT_TAG, RULES_TAG, SEAL, Registry, Version
+from green_tune.registry import Registry
 from green_tune.results import STUDY, RunRecord
 from green_tune.tracking import Tracker
+from green_tune.versions import ADDRESS, FRONT_TAG, RULES_TAG, SEAL, Version
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
 

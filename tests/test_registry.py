@@ -20,18 +20,10 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from green_tune.choice import RULES
 from green_tune.errors import AdapterError, ConfigError, StoreError
-from green_tune.registry import (
-    ADAPTER_KIND,
-    ADDRESS,
-    FORCED,
-    FRONT_TAG,
-    RULES_TAG,
-    Registry,
-    Version,
-    name_for,
-)
+from green_tune.registry import FORCED, Registry
 from green_tune.results import KIND
 from green_tune.store import registry_uri
+from green_tune.versions import ADAPTER_KIND, ADDRESS, FRONT_TAG, RULES_TAG, Version, name_for
 
 ROUNDS, FEW = 20, 5
 TABLES = ("registered_models", "registered_model_tags", "registered_model_aliases",

@@ -36,8 +36,9 @@ from entrypoints.pull import pull
 from green_tune import attention, data, facts, parcel, quality, tasks, training
 from green_tune import job as jobs
 from green_tune.config import TrainConfig
-from green_tune.registry import ADDRESS, Registry
+from green_tune.registry import Registry
 from green_tune.training import FineTuner
+from green_tune.versions import ADDRESS
 
 pytestmark = pytest.mark.e2e
 
