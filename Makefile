@@ -13,7 +13,7 @@ sweep: $(READY)  ## the embedded default: model tiny, built-in data, whatever GP
 	mlflow run . -e sweep --env-manager local
 
 test: $(READY)  ## every test; the slow ones start the real `mlflow run`
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## style, types, layers
 	ruff format --check .
