@@ -232,12 +232,14 @@ def test_a_lease_goes_on_after_an_outage_of_which_it_says_one_line(
     trial = study.ask()
     with Lease(study, trial._trial_id) as lease:
         postgres.stop()
-        until(lambda: caplog.messages)
-        failed_at = lease._last
+        until(lambda: lease._failed)
+        failed_at, said = lease._last, list(caplog.messages)
+        assert said
         time.sleep(0.5)  # further failures, of which nothing is said
+        assert caplog.messages == said
         postgres.start()
         until(lambda: lease._last > failed_at)
-    assert len(caplog.messages) == 1
+    assert caplog.messages == said
     assert postgres.password not in caplog.text
 
 
