@@ -221,6 +221,12 @@ def test_a_result_survives_the_servers_restart(postgres: Postgres, postgres_url:
     assert study.trials[0].value == 1.5
 
 
+def said_by(lease: Lease, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What a lease has said; those that other tests have left alive notice an outage as well."""
+    thread = lease._thread.ident
+    return [record.message for record in caplog.records if record.thread == thread]
+
+
 def test_a_lease_goes_on_after_an_outage_of_which_it_says_one_line(
     postgres: Postgres,
     postgres_url: str,
@@ -233,13 +239,11 @@ def test_a_lease_goes_on_after_an_outage_of_which_it_says_one_line(
     with Lease(study, trial._trial_id) as lease:
         postgres.stop()
         until(lambda: lease._failed)
-        failed_at, said = lease._last, list(caplog.messages)
-        assert said
+        failed_at, said = lease._last, len(said_by(lease, caplog))
         time.sleep(0.5)  # further failures, of which nothing is said
-        assert caplog.messages == said
         postgres.start()
         until(lambda: lease._last > failed_at)
-    assert caplog.messages == said
+    assert said == len(said_by(lease, caplog)) > 0
     assert postgres.password not in caplog.text
 
 
