@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.options import launchers_run, options_of, run
+from entrypoints.options import found, options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from green_tune.footprint import Segment
     from green_tune.intensity import Intensity
-    from green_tune.query import Query
     from green_tune.results import RunRecord
     from green_tune.trace import Trace
     from green_tune.tracking import Tracker
@@ -75,6 +74,7 @@ def _compare(asked: dict[str, str]) -> None:
     given = _given(config.country)
     store.check_reachable(store.tracking_uri())
 
+    from green_tune import selection
     from green_tune.query import KINDS, RESULTS, Query
     from green_tune.tracking import Tracker
 
@@ -90,7 +90,7 @@ def _compare(asked: dict[str, str]) -> None:
         until=until,
         kinds=RESULTS if config.format == "report" else KINDS,
     )
-    records = _found(query, tracker)
+    records = [selection.legible(record) for record in found(query, tracker)]
     if given:
         records = _recomputed(records, given, tracker)
     if config.format == "report":
@@ -98,19 +98,6 @@ def _compare(asked: dict[str, str]) -> None:
         return
     with tracker.adopted("compare", "compare", asked):
         _print(records, config)
-
-
-def _found(query: "Query", tracker: "Tracker") -> "list[RunRecord]":
-    """The runs that were asked for, but for the launcher's own: our parameters are logged to it."""
-    from green_tune import selection
-    from green_tune.query import emptied
-
-    def find(query: "Query") -> "list[RunRecord]":
-        return [record for record in tracker.find(query) if record.run_id != launchers_run()]
-
-    if records := find(query):
-        return [selection.legible(record) for record in records]
-    raise ConfigError(emptied(find, query))
 
 
 def _print(records: "Sequence[RunRecord]", config: CompareConfig) -> None:

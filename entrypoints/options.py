@@ -11,13 +11,18 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from green_tune import stop
 from green_tune.config import Options
-from green_tune.errors import GreenTuneError, Stopped, StoreError
+from green_tune.errors import ConfigError, GreenTuneError, Stopped, StoreError
+
+if TYPE_CHECKING:
+    from green_tune.query import Query
+    from green_tune.results import RunRecord
+    from green_tune.tracking import Tracker
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,6 +70,22 @@ def run(main: Callable[[], None]) -> None:
 def launchers_run() -> str:
     """The run that `mlflow run` has made for this process; empty without it."""
     return os.environ.get("MLFLOW_RUN_ID", "")
+
+
+def found(query: "Query", tracker: "Tracker") -> "list[RunRecord]":
+    """The runs that a query selects, but for the launcher's own: our parameters are logged to it.
+
+    Raises:
+        ConfigError: there are none; with which filter left none, and what there is.
+    """
+    from green_tune.query import emptied
+
+    def find(query: "Query") -> "list[RunRecord]":
+        return [record for record in tracker.find(query) if record.run_id != launchers_run()]
+
+    if records := find(query):
+        return records
+    raise ConfigError(emptied(find, query))
 
 
 def _end(error: BaseException, line: str) -> None:

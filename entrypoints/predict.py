@@ -14,7 +14,7 @@ import click
 
 from entrypoints.options import options_of, run
 from green_tune.config import Options, option
-from green_tune.errors import ConfigError, DataError, ModelError
+from green_tune.errors import ConfigError, DataError
 
 NONE = "-"
 PREDICTION = "prediction"
@@ -80,11 +80,14 @@ def _one(text: str) -> Any:
 
 def _read(path: Path) -> Iterator[Any]:
     """The inputs of a file, by its ending."""
+    from green_tune import data
+
+    if path.suffix == ".jsonl":
+        yield from (row for _, row in data.read_lines(path))
+        return
     try:
         with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                yield from _json_lines(path, file)
-            elif path.suffix == ".csv":
+            if path.suffix == ".csv":
                 yield from _csv_rows(path, file)
             else:
                 yield from (line.rstrip("\r\n") for line in file if line.strip())
@@ -101,22 +104,12 @@ def _csv_rows(path: Path, lines: Any) -> Iterator[Any]:
         yield row
 
 
-def _json_lines(path: Path, lines: Any) -> Iterator[Any]:
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            yield json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not a JSON line ({error})") from None
-
-
 def _predictions(folder: Path, inputs: list[Any], device: str) -> list[str]:
-    from green_tune import bars, parcel, stop
-    from green_tune.predictor import BaseMissing, InputError, Predictor, rows
+    from green_tune import adapters, bars, parcel, stop
+    from green_tune.predictor import Predictor, rows
 
     recipe = parcel.check_recipe(folder)
-    try:
+    with adapters.problems_named():
         rows(inputs, recipe["fields"])  # a mistake in a row is said before a model is loaded
         predictor = Predictor(folder, device=device)
         with bars.bar("predict", total=len(inputs)) as bar:
@@ -126,10 +119,6 @@ def _predictions(folder: Path, inputs: list[Any], device: str) -> list[str]:
                 bar.update(count)
 
             return predictor.predict(inputs, on_done=done)
-    except BaseMissing as error:
-        raise ModelError(str(error)) from None
-    except InputError as error:
-        raise DataError(str(error)) from None
 
 
 def _write(inputs: list[Any], texts: list[str], config: PredictConfig) -> None:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.options import launchers_run, options_of, run
+from entrypoints.options import found, options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from green_tune.choice import Chosen
     from green_tune.promotion import Origin
-    from green_tune.query import Query
     from green_tune.registry import Registry
     from green_tune.results import RunRecord
     from green_tune.tracking import Tracker
@@ -149,7 +148,7 @@ def _run(run_id: str, tracker: "Tracker") -> "RunRecord":
 
 
 def _found(config: PromoteConfig, tracker: "Tracker") -> "list[RunRecord]":
-    from green_tune.query import Query, emptied
+    from green_tune.query import Query
 
     asked = {name: "" if text == ALL else text for name, text in config.to_params().items()}
     query = Query(
@@ -160,13 +159,7 @@ def _found(config: PromoteConfig, tracker: "Tracker") -> "list[RunRecord]":
         filter=asked["filter"],
         parts=True,
     )
-
-    def find(query: "Query") -> "list[RunRecord]":
-        return [record for record in tracker.find(query) if record.run_id != launchers_run()]
-
-    if records := find(query):
-        return records
-    raise ConfigError(emptied(find, query))
+    return found(query, tracker)
 
 
 def _usable(records: "Sequence[RunRecord]") -> "list[RunRecord]":

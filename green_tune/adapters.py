@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from green_tune import bars, parcel, stop
-from green_tune.errors import AdapterError, StoreError
+from green_tune.errors import AdapterError, DataError, ModelError, StoreError
 from green_tune.footprint import GRAMS_PER_KG
+from green_tune.predictor import BaseMissing, InputError
 from green_tune.registry import Registry
 from green_tune.scrutiny import shown
 from green_tune.versions import ADDRESS, SEAL, Version
@@ -177,6 +178,17 @@ def _room_named(to: Path) -> Iterator[None]:
         raise AdapterError(
             f"no space left in {to.parent}: make room, or name another folder with output="
         ) from error
+
+
+@contextmanager
+def problems_named() -> Iterator[None]:
+    """A block in which a predictor's refusals are errors of ours, of one line."""
+    try:
+        yield
+    except BaseMissing as error:
+        raise ModelError(str(error)) from None
+    except InputError as error:
+        raise DataError(str(error)) from None
 
 
 @contextmanager

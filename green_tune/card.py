@@ -12,12 +12,11 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from green_tune.cells import duration
-from green_tune.document import plain
+from green_tune.document import plain, web_address
 from green_tune.facts import (
     CardFacts,
     digits,
@@ -387,17 +386,8 @@ def _reproduce(facts: CardFacts) -> Iterable[str]:
         yield f"The run ended early, {where}; by itself the command may go on longer."
     if facts.step is not None:
         yield f"A sweep kept the adapter of step {facts.step}; the command alone keeps the last."
-    address = _address(facts.link)
+    address = web_address(facts.link)
     yield f"[The run in MLflow]({address}): {own}." if address else f"The run in MLflow: {own}."
-
-
-def _address(link: str) -> str:
-    """Empty where it leads to no page."""
-    try:
-        web = urlsplit(link).scheme in ("http", "https")
-    except ValueError:
-        return ""
-    return quote(link.strip(), safe="/:?#@!$&*+,;=%-._~") if web else ""
 
 
 def _limits(facts: CardFacts) -> Iterable[str]:

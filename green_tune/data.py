@@ -6,6 +6,7 @@ row means is `tasks`' affair, and how long it is in tokens `training`'s.
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from green_tune.errors import DataError
 from green_tune.tasks import Example, Task
 
 SPLITS = ("train", "validation")  # `test` is left alone until something is evaluated on it
+TYPICAL = 1000  # training examples that show which label is frequent, and how long a summary is
 LABELS_MAX = 50  # more are texts in the wrong column, and each costs a forward pass to weigh
 
 Rows = tuple[str, Iterable[tuple[int, Any]]]  # where they come from; each with its line's number
@@ -101,7 +103,7 @@ def load_split(
         DataError: it is missing, empty, malformed, or not for this task.
     """
     if where.endswith(".jsonl"):
-        read = (where, _read_lines(Path(where).expanduser()))
+        read = (where, read_lines(Path(where)))
     elif where == "sample":
         if split not in samples.SIZES:
             raise DataError(f"split={split}: sample has {', '.join(samples.SIZES)}")
@@ -121,7 +123,7 @@ def load_split(
 def to_evaluate(
     task: Task, where: str, split: str, *, most: int, labels: Sequence[str]
 ) -> tuple[Split, Sequence[Example]]:
-    """What is predicted, and the training examples beside it; none for a single file.
+    """What is predicted, and the first `TYPICAL` training examples; none of those for a file.
 
     Raises:
         DataError: the data is missing, malformed, or not for this task.
@@ -129,7 +131,7 @@ def to_evaluate(
     found = load_split(task, where, split, most=most, labels=labels)
     if where.endswith(".jsonl"):
         return found, ()
-    return found, load_split(task, where, "train").examples
+    return found, load_split(task, where, "train", most=TYPICAL).examples
 
 
 def _kept(
@@ -169,7 +171,7 @@ def _from_folder(where: str, splits: Sequence[str] = SPLITS) -> dict[str, Rows]:
         if not path.is_file():
             found = ", ".join(sorted(p.name for p in folder.glob("*.jsonl"))) or "no .jsonl file"
             raise DataError(f"data={folder} has no {path.name}; found: {found}")
-    return {split: (str(path), _read_lines(path)) for split, path in files.items()}
+    return {split: (str(path), read_lines(path)) for split, path in files.items()}
 
 
 def _seen_from(folder: Path) -> str:
@@ -178,12 +180,14 @@ def _seen_from(folder: Path) -> str:
     )
 
 
-def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
+def read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     """Numbered rows of a file of JSON lines; blank lines are passed over but counted."""
     try:
-        lines = path.read_bytes().split(b"\n")  # a text may hold what else ends lines in Python
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        content = path.expanduser().read_bytes().removeprefix(BOM_UTF8)  # as Windows writes it
+        lines = content.split(b"\n")  # a text may hold what else ends lines in Python
+    except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {why}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote, urlsplit
 
 Answer = Literal["supported", "contradicted", "not enough evidence"]
 MARKS: Mapping[Answer, str] = {"supported": "✓", "contradicted": "✗", "not enough evidence": "?"}
@@ -121,3 +122,15 @@ def plain(text: str) -> str:
     """A text as it is, on one line, whatever Markdown would make of its signs."""
     words = SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
     return LISTED.sub(r"\1\\\2", words)
+
+
+def web_address(link: str) -> str:
+    """A link as Markdown and HTML may have it; empty where it leads to no page.
+
+    What a store names is never run.
+    """
+    try:
+        web = urlsplit(link).scheme in ("http", "https")
+    except ValueError:
+        return ""
+    return quote(link.strip(), safe="/:?#@!$&*+,;=%-._~") if web else ""

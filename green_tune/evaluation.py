@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from green_tune import appraisal, bill
+from green_tune import adapters, appraisal, bill
 from green_tune.appraisal import Appraisal
 from green_tune.data import Split
-from green_tune.errors import DataError, ModelError
 from green_tune.footprint import Basis
 from green_tune.hardware import Device
 from green_tune.intensity import Intensity
 from green_tune.meter import Meter
-from green_tune.predictor import BaseMissing, InputError, Predictor
+from green_tune.predictor import Predictor
 from green_tune.results import RunRecord
 from green_tune.tasks import Example
 from green_tune.tracking import Tracker
@@ -90,11 +89,7 @@ def run(case: Case, asked: Mapping[str, str], tracker: Tracker) -> tuple[Apprais
 
 
 def _appraised(case: Case, meter: Meter) -> Appraisal:
-    try:
+    with adapters.problems_named():
         with meter.phase("setup", synchronize):
             predictor = Predictor(case.folder, device=case.device.kind)
         return appraisal.appraise(predictor, case.split, case.train, meter, synchronize)
-    except BaseMissing as error:
-        raise ModelError(str(error)) from None
-    except InputError as error:
-        raise DataError(str(error)) from None

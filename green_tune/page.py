@@ -17,14 +17,24 @@ from itertools import count, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from green_tune import canvas
-from green_tune.document import MARKS, Column, Document, Finding, Picture, Section, Table, plain
+from green_tune.document import (
+    MARKS,
+    Column,
+    Document,
+    Finding,
+    Picture,
+    Section,
+    Table,
+    plain,
+    web_address,
+)
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FIGURES, TABLES = "figures", "tables"
@@ -188,7 +198,7 @@ def _finding_blocks(finding: Finding, links: Links) -> list[str]:
 
 
 def _linked(text: str, links: Links) -> str:
-    address = _address(links.get(text, ""))
+    address = web_address(links.get(text, ""))
     label = plain(_label(text))
     return f"[{label}]({address})" if address else label
 
@@ -196,15 +206,6 @@ def _linked(text: str, links: Links) -> str:
 def _label(text: str) -> str:
     """Of an id so much as tells it from others."""
     return text[:8] if RUN_ID.fullmatch(text) else text
-
-
-def _address(link: str) -> str:
-    """Empty where it leads to no page: what a store names is never run."""
-    try:
-        web = urlsplit(link).scheme in ("http", "https")
-    except ValueError:
-        return ""
-    return quote(link.strip(), safe="/:?#@!$&*+,;=%-._~") if web else ""
 
 
 def _is_numeric(table: Table, column: Column) -> bool:
@@ -254,7 +255,7 @@ def _cell(value: object, text: str, links: Links) -> dict[str, Any]:
     figure = isinstance(value, Real) and not isinstance(value, bool)
     return {
         "text": _label(text),
-        "link": _address(links.get(text, "")),
+        "link": web_address(links.get(text, "")),
         "number": float(value) if figure else None,  # type: ignore[arg-type]
     }
 

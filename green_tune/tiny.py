@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from green_tune import samples
 from green_tune.errors import ModelError
 from green_tune.models import BUILT, TINY
+from green_tune.predictor import quiet
 from green_tune.tasks import TASKS
 
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -54,7 +55,8 @@ def build(target: Path, name: str = TINY) -> Path:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**_shape(name)))
         torch.nn.init.normal_(model.lm_head.weight, std=_output_std(name))
-    model.save_pretrained(target)
+    with quiet():  # a bar for a file of 800 kB would be the first thing that anybody sees
+        model.save_pretrained(target)
     return target
 
 

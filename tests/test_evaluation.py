@@ -159,6 +159,16 @@ def test_the_first_examples_are_taken_or_all_and_a_file_alone_has_no_training_da
     assert examples(RECIPE, str(tmp_path / "test.jsonl"), "test", 0)[1] == ()
 
 
+def test_no_more_training_data_is_read_than_shows_what_is_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "TYPICAL", 2)
+    (tmp_path / "test.jsonl").write_text(GOOD)
+    (tmp_path / "train.jsonl").write_text("\ufeff" + BAD + GOOD + "not read")  # with Windows' mark
+    _, train = examples(RECIPE, str(tmp_path), "test", 0)
+    assert [example.completion for example in train] == ["bad", "good"]
+
+
 @pytest.mark.parametrize(("where", "split"), [("sample", "typo"), ("hub", "test"), (".", "dev")])
 def test_a_split_that_is_not_there_is_one_line(where: str, split: str) -> None:
     with pytest.raises(DataError, match=split):

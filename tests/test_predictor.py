@@ -48,24 +48,6 @@ class Trained:
     after: list[str]
 
 
-def recipe(tuner: FineTuner, **base: str) -> Recipe:
-    job, task = tuner.job, tuner.job.task
-    place = tiny.folder()
-    where = {"name": "tiny", "kind": "built", "place": str(place), "revision": ""}
-    return {
-        "format": 1,
-        "task": task.name,
-        "fields": list(task.fields[:-1]),
-        "template": list(task.template),
-        "quality": task.quality,
-        "labels": list(job.data.labels),
-        "max_new_tokens": task.max_new_tokens,
-        "max_seq_len": job.config.max_seq_len,
-        "precision": job.plan.precision,
-        "base": where | {"digest": predictor.digest(place)} | base,
-    }
-
-
 def predicted(tuner: FineTuner, rows: Sequence[dict[str, Any]]) -> list[str]:
     """By the training process itself."""
     examples = [tuner.job.task.example(row) for row in rows]
@@ -92,7 +74,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
             tuner.fit()
             folder = tmp_path_factory.mktemp(task)
             tuner.save(folder)
-            (folder / "recipe.json").write_text(json.dumps(recipe(tuner)))
             inputs = [{name: row[name] for name in tuner.job.task.fields[:-1]} for row in rows]
             after = predicted(tuner, rows)
             assert after != before
