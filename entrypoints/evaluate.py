@@ -108,7 +108,7 @@ def _where(record: "RunRecord", tracker: "Tracker") -> str:
 
 
 def _table(name: str, found: "Appraisal", record: "RunRecord", split: "Split") -> str:
-    from green_tune import cells, facts, points, sci
+    from green_tune import cells, facts, sci
 
     names = list(found.adapter.scores)
     table = cells.new_table("model", *names)
@@ -129,9 +129,8 @@ def _table(name: str, found: "Appraisal", record: "RunRecord", split: "Split") -
                 f"{facts.mass(per.operational_g / per.units / 1000)} CO2e, "
                 f"SCI {facts.mass(per.per_unit_g / 1000)}"
             )
-    lines.append(f"energy {facts.how_known(record.metrics['energy_modelled_share'])}")
-    lines.append(f"carbon intensity {points.intensities([record])}")
-    return "\n".join(lines)
+    share = record.metrics["energy_modelled_share"]
+    return "\n".join([*lines, facts.basis(record.tags, share)])
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _promote(asked: dict[str, str]) -> None:
     with tracker.adopted("promote", "promote", asked):
         chosen = list(_chosen(config, rules, tracker, registry))
         promoted = [_promoted(one, config, tracker, registry) for one in chosen]
-    click.echo(_table(promoted, rules))
+    click.echo(_table(promoted))
     _say_next(promoted, tracker)
 
 
@@ -255,8 +255,8 @@ def _evaluated(
         return None
 
 
-def _table(promoted: Sequence[Promoted], rules: Sequence[str]) -> str:
-    from green_tune import cells, points
+def _table(promoted: Sequence[Promoted]) -> str:
+    from green_tune import cells, facts, points
 
     table = cells.new_table("alias", "version", "val loss", "g CO2e", "from")
     for one in promoted:
@@ -265,6 +265,10 @@ def _table(promoted: Sequence[Promoted], rules: Sequence[str]) -> str:
             label = points.label(one.chosen.point)
             table.add_row(alias, str(one.version), f"{loss:.4f}", f"{1000 * kg:.3g}", label)
     lines = [cells.to_text(table, max(shutil.get_terminal_size().columns, 80))]
+    versions = [one.version for one in promoted]
+    lines += dict.fromkeys(
+        facts.basis(version.tags, version.figure("energy_modelled_share")) for version in versions
+    )
     for one in promoted:
         for alias, holder in one.holders.items():
             if holder.number != one.version.number:

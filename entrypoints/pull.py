@@ -146,11 +146,9 @@ def _cost(version: "Version") -> str:
     from green_tune.versions import QUALITY_ON
 
     loss, kg = version.pair
-    zone = version.tags.get("intensity_zone", "an unknown grid")
-    assumed = "assumed: " if version.tags.get("intensity_assumed") == "true" else ""
     said = [
         f"loss {loss:.4f}",
-        f"{facts.mass(kg)} CO2e ({assumed}{zone})",
+        f"{facts.mass(kg)} CO2e",
         facts.energy(version.figure("energy_kwh")),
         f"{cells.duration(version.figure('runtime_h'))} on {version.tags.get('gpu_type')}",
     ]
@@ -160,7 +158,8 @@ def _cost(version: "Version") -> str:
             said.append(f"{name.removeprefix('quality.')} {version.figure(name):.3g}")
     if names:
         said[-1] += f" on {version.tags.get(QUALITY_ON, 'unknown examples')}"
-    return ", ".join(said)
+    basis = facts.basis(version.tags, version.figure("energy_modelled_share"))
+    return f"{', '.join(said)}\n{basis}"
 
 
 def _example(recipe: dict[str, Any]) -> str:

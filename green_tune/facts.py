@@ -15,7 +15,7 @@ from green_tune.cells import duration
 from green_tune.config import TrainConfig
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.looks import ENERGY, MASS, unit
-from green_tune.points import intensities
+from green_tune.points import ASSUMED, intensities
 from green_tune.report import QUALITY
 from green_tune.results import RunRecord
 from green_tune.sci import Sci
@@ -196,6 +196,15 @@ def how_known(modelled_share: float) -> str:
     if modelled_share in (0, 1):
         return "modelled" if modelled_share else "measured"
     return f"{100 * (1 - modelled_share):.3g} % measured, {100 * modelled_share:.3g} % modelled"
+
+
+def basis(tags: Mapping[str, str], modelled_share: float) -> str:
+    """What kilograms rest on, in two lines: how the energy is known, and which carbon intensity."""
+    assumed = "assumed: " * (tags.get(ASSUMED) == "true")
+    zone, g_per_kwh = line(tags.get("intensity_zone", "unknown")), tags.get("intensity_g_per_kwh")
+    at = f" at {line(g_per_kwh)} g/kWh" if g_per_kwh else ""
+    at += f" x PUE {line(pue)}" if (pue := tags.get("pue", "1.0")) not in ("1", "1.0") else ""
+    return f"energy {how_known(modelled_share)}\ncarbon intensity {assumed}{zone}{at}"
 
 
 def hardware(facts: CardFacts) -> str:

@@ -385,3 +385,13 @@ def test_the_lines_of_the_card_say_what_the_adapter_does(
         out.getvalue().strip() == Predictor(tmp_path / "adapter", base=str(base)).predict([row])[0]
     )
     assert out.getvalue().strip()
+
+
+def test_a_line_says_what_kilograms_rest_on() -> None:
+    assumed = {"intensity_zone": "world average", "intensity_assumed": "true",
+               "intensity_g_per_kwh": "475.0", "pue": "1.0"}  # fmt: skip
+    said = "energy modelled\ncarbon intensity assumed: world average at 475.0 g/kWh"
+    assert known.basis(assumed, 1.0) == said
+    stated = {"intensity_zone": "France", "intensity_g_per_kwh": "56.039", "pue": "1.2"}
+    said = "energy measured\ncarbon intensity France at 56.039 g/kWh x PUE 1.2"
+    assert known.basis(stated, 0.0) == said

@@ -247,7 +247,7 @@ def test_an_evaluation_is_a_run_and_its_versions_tags_say_on_what(at_home: str) 
     said = done(evaluate, adapter=f"{NAME}@best", examples="4", country="FRA")
     assert f"{NAME}@best on sample test, 4 examples" in said
     assert re.search("^energy (modelled|measured|.* % measured)", said, re.MULTILINE)
-    assert re.search("^carbon intensity France at", said, re.MULTILINE)
+    assert re.search("^energy modelled\ncarbon intensity France at", said, re.MULTILINE)
     assert tracker.find(Query(parts=True)) == before
     run = max(tracker.find(Query(kinds=("evaluate",))), key=lambda record: record.started)
     tags = version(at_home).tags
