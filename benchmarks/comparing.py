@@ -256,7 +256,7 @@ def main() -> None:
     if asked.child:
         child(asked.child)
         return
-    device = job._cpu()
+    device = job.this_cpu()
     versions = {name: metadata.version(name) for name in ("mlflow", "sqlalchemy", "pandas")}
     known = facts(device) | versions
     samples: Samples = {}

@@ -324,7 +324,7 @@ def main() -> None:
     for (name, seed), one in zip(work, _all(asked.jobs, work), strict=True):
         found[name].append(one)
         say(f"problem {seed}, {name}: {one['carbon 10']:.3f}, {one['cpu']:.2f} s a proposal")
-    device = job._cpu()
+    device = job.this_cpu()
     known = facts(device) | {"optuna": metadata.version("optuna")}
     text = page(found, known)
     if not asked.discard:

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
     asked = parser.parse_args()
     found = {size: measured(asked, size) for size in asked.batch_sizes}
-    device = job._cpu()
+    device = job.this_cpu()
     title = (
         f"Validation loss in nats, mean ± standard deviation over {asked.seeds} seeds; model "
         f"{Path(asked.model).name}, {asked.epochs} epoch(s), learning rate "

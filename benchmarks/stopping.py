@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--discard", action="store_true", help="print, and record nothing")
     asked = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    device = job._cpu()
+    device = job.this_cpu()
     known = facts(device) | {"optuna": metadata.version("optuna")}
     found: dict[str, list[dict[str, float]]] = {case.name: [] for case in CASES}
     for seed in range(asked.problems):

@@ -358,7 +358,7 @@ def main() -> None:
         os.environ |= {"XDG_STATE_HOME": temporary, "GREEN_TUNE_METERS": f"{temporary}/meters"}
         folder = Path(asked.keep or temporary)
         found = {task: measured(asked, task, folder) for task in asked.tasks}
-    device = job._cpu()
+    device = job.this_cpu()
     known = facts(device)
     text = page(found, asked, known)
     said = {"facts": known, "at": datetime.now(UTC).isoformat(timespec="seconds"), "found": found}

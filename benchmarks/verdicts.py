@@ -428,7 +428,7 @@ def main() -> None:
     cases = [case for case in scenarios() if asked.only in case.name]
     if not cases:
         parser.error(f"no scenario has {asked.only!r} in its name")
-    device = job._cpu()
+    device = job.this_cpu()
     known = facts(device)
     found = []
     for case in cases:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.options import found, options_of, run
+from entrypoints.options import folder_for, found, options_of, run
 from green_tune.config import Options, option
 from green_tune.errors import ConfigError
 
@@ -132,7 +132,7 @@ def _report(
         for record in records
     }
 
-    folder = _folder(config.output)
+    folder = folder_for(config.output, "report")
 
     from green_tune import dossier, page  # matplotlib, scipy and Optuna, once it is worth it
 
@@ -157,20 +157,6 @@ def _report(
     click.echo(f"\nreport: {copied or tracker.place(current.id)}/report.html")
     link = views.artifact_link(tracker.uri, current.experiment_id, current.id, "report.html")
     click.echo(views.where(tracker.uri, link))
-
-
-def _folder(output: str) -> Path | None:
-    """Where a report is wanted besides its run; None for nowhere."""
-    if output == "-":
-        return None
-    try:
-        folder = Path(output).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"output={output} is no folder for a report: {why}") from None
-    return folder
 
 
 def _copied(report: Path, folder: Path) -> Path | None:

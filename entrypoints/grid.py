@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from entrypoints.elsewhere import quoted_elsewhere
 from entrypoints.options import launchers_run, options_of, run
 from entrypoints.sweep import (
     Host,
@@ -52,7 +53,8 @@ def _grid(asked: dict[str, str]) -> None:
     wanted = _with_points(Grid.parse(asked))
     if (processes := ranks.this().world) > 1:
         raise alone("grid", processes)
-    prepared = Prepared.of(wanted)
+    with quoted_elsewhere("grid", asked):
+        prepared = Prepared.of(wanted)
     store.check_reachable(store.study_url())
     name = study_name(wanted.config.study, "grid", prepared.ground.device.gpu_type)
 

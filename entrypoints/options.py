@@ -11,13 +11,20 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from green_tune import stop
+from green_tune import secrecy, stop
 from green_tune.config import Options
-from green_tune.errors import ConfigError, GreenTuneError, Stopped, StoreError
+from green_tune.errors import (
+    ConfigError,
+    GreenTuneError,
+    Stopped,
+    StoreError,
+)
 
 if TYPE_CHECKING:
     from green_tune.query import Query
@@ -51,9 +58,10 @@ def run(main: Callable[[], None]) -> None:
     stop.listen()
     _end_with_launcher()
     try:
+        _refuse_secrets()
         main()
     except GreenTuneError as error:
-        _end(error, f"error: {error}")
+        _end(error, "\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
         sys.exit(error.exit_code)
     except Stopped as stopped:
         notes = dict.fromkeys(getattr(stopped, "__notes__", []))  # of the runs that it has ended
@@ -88,9 +96,48 @@ def found(query: "Query", tracker: "Tracker") -> "list[RunRecord]":
     raise ConfigError(emptied(find, query))
 
 
+def folder_for(output: str, what: str) -> Path | None:
+    """The folder of output=, made before anything is spent on `what` goes there; None for `-`.
+
+    Raises:
+        ConfigError: it cannot be made, or takes no file.
+    """
+    if output == "-":
+        return None
+    try:
+        folder = Path(output).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:  # the latter of ~somebody who is not here
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"output={output} is no folder for a {what}: {why}") from None
+    return folder
+
+
+def _refuse_secrets() -> None:
+    """Before anything else: what is typed is logged, for all who see a run.
+
+    Raises:
+        ConfigError: a secret was typed; what it is, it does not say.
+    """
+    for name, text in click.get_current_context().params.items():
+        if not secrecy.holds(text):
+            continue
+        error = ConfigError(
+            f"{name}= holds a password or a token, and parameters are logged: give it in an "
+            "environment variable (docs/threats.md says which), or in a file"
+        )
+        if run_id := launchers_run():
+            error.add_note(
+                "`mlflow run` has logged it already. Change it, and remove it there: "
+                f"mlflow runs delete --run-id {run_id}; mlflow gc --run-ids {run_id}"
+            )
+        raise error
+
+
 def _end(error: BaseException, line: str) -> None:
     """Prints the line; if the launcher's run is still nobody's, it gets the reason as well."""
-    click.echo(line, err=True)
+    click.echo(secrecy.hide(line), err=True)
     if "MLFLOW_RUN_ID" not in os.environ or isinstance(error, (StoreError, ModuleNotFoundError)):
         return
     from green_tune.store import tracking_uri
@@ -123,6 +170,7 @@ def _set_up_libraries() -> None:
 
     To be called before any of them is imported: they read their environment then.
     """
+    sys.stderr = secrecy.Veil(sys.stderr)  # their errors quote addresses
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|torch")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from entrypoints.elsewhere import quoted_elsewhere
 from entrypoints.options import launchers_run, options_of, run
 from green_tune import space as spaces
 from green_tune.config import SweepConfig, TrainConfig
@@ -72,7 +73,8 @@ def _sweep(asked: dict[str, str]) -> None:
     config = SweepConfig.parse({name: text for name, text in asked.items() if name in ours})
     base, space = spaces.split({name: text for name, text in asked.items() if name not in ours})
     largest = replace(base, **{name: dimension.high for name, dimension in space.items()})  # type: ignore[arg-type]
-    job = jobs.prepare(base).pinned(largest)
+    with quoted_elsewhere("sweep", asked):
+        job = jobs.prepare(base).pinned(largest)
     if job.rank.world > 1:
         raise alone("sweep", job.rank.world)
     store.check_reachable(store.study_url())

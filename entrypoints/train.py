@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from entrypoints.elsewhere import quoted_elsewhere
 from entrypoints.options import launchers_run, options_of, run
 from green_tune.config import TrainConfig
 
@@ -27,7 +28,8 @@ def train(**asked: str) -> None:
 def _train(asked: dict[str, str]) -> None:
     from green_tune import job as jobs
 
-    job = jobs.prepare(TrainConfig.parse(asked))
+    with quoted_elsewhere("train", asked):
+        job = jobs.prepare(TrainConfig.parse(asked))
 
     if not job.rank.writes:
         _follow(job)
@@ -56,9 +58,11 @@ def _train(asked: dict[str, str]) -> None:
             measured(job, current, meter) as bill,
         ):
             from green_tune import report, views  # these, and torch, with the run and its bill open
+            from green_tune.evidence import Known
             from green_tune.experiment import run_experiment
 
-            run_experiment(job, current, bill, kept)
+            known = Known(records=tracker.newest(job.device.gpu_type))
+            run_experiment(job, current, bill, kept, known=known)
     click.echo(report.run_summary(tracker.get(current.id)))
     link = views.run_link(tracker.uri, current.experiment_id, current.id)
     click.echo(views.where(tracker.uri, link))

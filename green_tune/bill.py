@@ -14,6 +14,7 @@ from green_tune.errors import MeasurementError
 from green_tune.footprint import OVERHEAD, Measurement
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.quote import Quote
 from green_tune.run import Run
 
 
@@ -21,11 +22,14 @@ class Bill:
     """What a run is spending; `measurement` is there once its block has ended.
 
     `together` hands in a measurement and gets those of all nodes; until it is set, a run of
-    several nodes has its own alone, and says so.
+    several nodes has its own alone, and says so. `quote` is what was expected of it, to be held
+    against what it has spent where it went `as_quoted`: whole, and in one session.
     """
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
+        self.quote: Quote | None = None
+        self.as_quoted = False
         self.together: Callable[[Any], list[Any]] | None = None
         self.measurement: Measurement | None = None
 
@@ -81,6 +85,8 @@ def _close(job: Job, run: Run, bill: Bill) -> Measurement:
     if run.sessions > 1:
         measurement = run.with_earlier(measurement)
     run.log_measurement(measurement)
+    if bill.quote and bill.as_quoted and measurement.valid:
+        run.log_metrics(bill.quote.errors(measurement.total))
     heartbeat.forget(run.id)
     if record:
         run.log_text(exports.emissions_csv(record), "emissions.csv")

@@ -16,10 +16,9 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from green_tune import __version__, heartbeat, store, worker
-from green_tune.errors import ConfigError, RunFailed
+from green_tune.errors import ConfigError, RunFailed, Undelivered
 from green_tune.job import Job
 from green_tune.models import Source
 
@@ -91,7 +90,7 @@ class Checkpoint:
         """
         try:
             yield
-        except RunFailed:
+        except (RunFailed, Undelivered):
             self.remove()
             raise
         except BaseException:
@@ -135,7 +134,7 @@ def identity(job: Job) -> dict[str, str]:
         "gpu_type": job.device.gpu_type,
         "threads": _threads() if job.device.kind == "cpu" else "",
         "version.green_tune": __version__,
-        "tracking store": _address(store.tracking_uri()),
+        "tracking store": store.address(store.tracking_uri()),
         "experiment": next(filter(None, map(os.environ.get, EXPERIMENT)), ""),
     }
     return config | plan | versions | found
@@ -158,7 +157,7 @@ class _Held(NamedTuple):
 def _same(job: Job) -> _Held | None:
     """The youngest state of the same training that nobody is at work on; damaged ones go."""
     mine = identity(job)
-    for folder in _folders():
+    for folder in folders():
         theirs = _identity(folder)
         if theirs not in (mine, None) or not (held := _hold(folder)):
             continue
@@ -171,7 +170,7 @@ def _same(job: Job) -> _Held | None:
 
 def _named(job: Job, run_id: str) -> _Held:
     """The checkpoint of a run whose id begins like this."""
-    there = _folders()
+    there = folders()
     found = [folder for folder in there if folder.name.startswith(run_id)]
     if len(found) != 1:
         known = ", ".join(folder.name for folder in there) or "none here"
@@ -291,7 +290,7 @@ def _identity(folder: Path) -> dict[str, str] | None:
     return known if isinstance(known, dict) else None
 
 
-def _folders() -> Sequence[Path]:
+def folders() -> Sequence[Path]:
     """Those that hold a state, the youngest first."""
     found: list[tuple[float, Path]] = []
     for path in _home().glob(f"*/{STATE}"):
@@ -314,12 +313,5 @@ def _threads() -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
 
 
-def _address(url: str) -> str:
-    """A store's address without the user, password and query that it may hold."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _home() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "green-tune" / "checkpoints"
+    return store.state_folder("checkpoints")

@@ -207,6 +207,15 @@ class GridConfig(SweepConfig, TrainConfig):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Options):
+    """What the machine and its services are looked at for."""
+
+    gpu: str = option("auto", "The GPU that commands will ask for: auto, cpu, or one of the table.")
+    country: str = option("world", "The country= that commands will be given.")
+    json: bool = option(False, "Print one JSON object instead of a screen.")
+
+
 def read(spec: "Field[Any]", text: str) -> Value:
     """The value of one option from what a user typed."""
     readers: dict[Any, Callable[[str, str], Value]] = {

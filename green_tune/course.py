@@ -18,6 +18,7 @@ from green_tune import patience, stop
 from green_tune.errors import TrainingDiverged
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
+from green_tune.peers import from_everywhere
 from green_tune.results import OUT_OF_GAIN, Evaluation, TrainResult
 from green_tune.stepper import Stepper
 
@@ -65,15 +66,6 @@ class Watch:
 
 
 UNWATCHED = Watch()
-
-
-def from_everywhere(mine: Any) -> list[Any]:
-    """What each of the processes that train together hands in, in their order."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [mine]
-    found = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, mine)
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)

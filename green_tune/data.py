@@ -9,6 +9,7 @@ import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Data:
         """A short name: sample, the folder's, or the hub data set's."""
         return Path(self.source).expanduser().resolve().name
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits."""
         text = hashlib.sha256()
@@ -50,7 +51,7 @@ class Data:
             text.update(repr(example and (example.prompt, example.completion)).encode())
         return text.hexdigest()[:16]
 
-    @property
+    @cached_property
     def shared(self) -> float:
         """The share, 0 to 1, of the training prompts' characters that repeat a head and body.
 

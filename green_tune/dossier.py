@@ -1,6 +1,6 @@
 """What a report of many runs says, and in which order: findings, advice, figures and tables.
 
-It joins what `claims`, `advice`, `charts`, `scatters` and `tables` make of a selection of runs. How
+It joins what `claims`, `advice`, `charts`, `scoreboard`, `tables` and others make of runs. How
 it looks is `page`; which runs it is about, `selection`.
 """
 
@@ -16,13 +16,16 @@ from green_tune import (
     charts,
     claims,
     efficiency,
+    forecasts,
     importance,
     marginal,
+    outcomes,
     pictures,
     rates,
     report,
     responses,
     scatters,
+    scoreboard,
     tables,
     trends,
     yields,
@@ -55,6 +58,12 @@ class Case:
     def records(self) -> Sequence[RunRecord]:
         """The runs that are compared."""
         return self.selection.records
+
+    @property
+    def all(self) -> Sequence[RunRecord]:
+        """Those that are compared, and those that are left out: a stopped run had a quote too."""
+        out = (record for some in self.selection.left_out.values() for record in some)
+        return [*self.selection.records, *out]
 
 
 def make(case: Case) -> Document:
@@ -114,6 +123,8 @@ def _summary(case: Case) -> list[str]:
         lines.append(f"{_count(out, 'run')} left out: {plain(why)}.")
     if case.selection.unfit:
         lines.append(f"{_count(len(case.selection.unfit), 'cell')} of a grid did not fit.")
+    if said := scoreboard.summary(case.all):
+        lines.append(said)
     if len(records) == 1:
         lines.append("One run alone cannot be compared; what it cost is below.")
     return lines
@@ -248,10 +259,10 @@ def _machines(case: Case) -> Parts:
     yield from _picture("efficiency", drawn, "Energy per token and billion parameters", note)
     if values:
         yield yields.efficiency(values, floors)
-    yield from _forecasts(case)
 
 
 def _forecasts(case: Case) -> Parts:
+    yield from _quotes(case)
     rows = [
         (record.tags.get("base_model", ""), record.metrics[name], record.metrics[came], unit)
         for record in case.records
@@ -261,8 +272,22 @@ def _forecasts(case: Case) -> Parts:
     if rows:
         errors = [abs(came / said - 1) for _, said, came, _ in rows]
         note = f"On average {fmean(errors):.0%} apart."
-        drawn = scatters.forecast_figure(rows, "")
-        yield from _picture("forecast", drawn, "Forecast against actual", note)
+        drawn = forecasts.forecast_figure(rows, "")
+        yield from _picture("forecast", drawn, "Memory: forecast against actual", note)
+
+
+def _quotes(case: Case) -> Parts:
+    """How right the quotes were; nothing where no run has one and its error."""
+    if not (texts := scoreboard.in_words(case.all)):
+        return
+    yield from texts
+    yield scoreboard.table(case.all)
+    known = {figure: outcomes.known(case.all, figure) for figure in outcomes.UNITS}
+    drawn = forecasts.quotes_figure(known, "", case.links)
+    yield from _picture("quotes", drawn, "Quoted against actual")
+    rolling = {figure: scoreboard.rolling(case.all, figure) for figure in outcomes.UNITS}
+    drawn = forecasts.rolling_figure(rolling, "")
+    yield from _picture("quotes_rolling", drawn, "How far off, one after the other")
 
 
 def _every_run(case: Case) -> Parts:
@@ -281,6 +306,7 @@ SECTIONS: Mapping[str, Callable[[Case], Parts]] = {
     "Hyperparameters": _hyperparameters,
     "The price of a lower loss": _prices,
     "The machine": _machines,
+    "Forecasts": _forecasts,
     "The runs": _every_run,
 }
 

@@ -15,7 +15,7 @@ from green_tune import points
 from green_tune.config import TrainConfig, read
 from green_tune.footprint import Basis
 from green_tune.job import Job
-from green_tune.results import REUSED, STUDY, Evaluation, RunRecord, to_tag
+from green_tune.results import PROCESSES, REUSED, STUDY, Evaluation, RunRecord, to_tag
 from green_tune.space import SPECS, Space
 
 UNDECIDING = ("model", "revision", "data", "gpu", "country", "pue", "checkpoint_minutes", "resume",
@@ -23,7 +23,7 @@ UNDECIDING = ("model", "revision", "data", "gpu", "country", "pue", "checkpoint_
 PLANNED = ("precision", "quantization")  # a sweep pins them; the plan has what came of them
 OWN = ("train", "eval", "save")  # phases that a config decides; a sweep shares the setup
 SCORED = ("quality.", "start_quality.")  # task metrics, which not every run has
-TAKEN_OVER = ("gpu_type", "device", "base_model", "data_digest", "version.", "energy_")  # tags
+TAKEN_OVER = ("gpu_type", "device", "base_", "model_family", "data_digest", "version.", "energy_")
 TAKEN_FIGURES = ("val_loss", "val_bits_per_byte", "start_val_loss", "steps", "train_tokens",
                  "energy_modelled_share")  # fmt: skip
 FIRST = 3  # trials that a study takes from earlier ones
@@ -66,6 +66,7 @@ def usable(records: Iterable[RunRecord]) -> RunRecord | None:
         and {f"{phase}/energy_kwh" for phase in OWN} <= record.metrics.keys()
         and "val_loss" in record.metrics
         and REUSED not in record.tags
+        and PROCESSES not in record.tags
         and "green_tune.sessions" not in record.tags  # each of them had a setup within its course
     ]
     return max(found, key=lambda record: record.started, default=None)

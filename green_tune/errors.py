@@ -9,6 +9,8 @@ GreenTuneError
 │   ├── ModelError            a base model cannot be had
 │   ├── AdapterError          an adapter cannot be had, or is not to be trusted
 │   └── StoreError            the tracking server or the study's storage cannot be used
+│       └── StoreAway             nobody answers there, for now
+│           └── Undelivered           a run went well; what it came to waits on this machine
 └── RunFailed             a run was started and failed; what it spent is logged  exit code 1
     ├── TrainingDiverged      the loss is no longer a number
     ├── OutOfMemory           the device is too small for this configuration
@@ -60,6 +62,14 @@ class AdapterError(UsageError):
 
 class StoreError(UsageError):
     """The tracking server or the study's storage cannot be used."""
+
+
+class StoreAway(StoreError):
+    """Nobody answers there, for now."""
+
+
+class Undelivered(StoreAway):
+    """A run went well, and what it came to waits on this machine for the store."""
 
 
 class RunFailed(GreenTuneError):

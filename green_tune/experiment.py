@@ -9,24 +9,28 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from green_tune import __version__, bars, earlier, nvml, quality, recipe, stop, training
+from green_tune import __version__, bars, earlier, nvml, quality, quote, recipe, stop, training
 from green_tune.bill import Bill
 from green_tune.checkpoint import Checkpoint
-from green_tune.course import Phase, Progress, Watch, from_everywhere, unmeasured
-from green_tune.errors import Stopped, StoreError
+from green_tune.course import Phase, Progress, Watch, unmeasured
+from green_tune.errors import ConfigError, Stopped, StoreError
+from green_tune.evidence import FAMILY, Known
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.peers import from_everywhere, from_everywhere_at_last
 from green_tune.results import (
     EVALUATIONS,
     FINGERPRINT,
+    PROCESSES,
     STOPPED_EARLY,
     STOPPED_WHY,
     Course,
@@ -63,18 +67,21 @@ class Judge:
 UNJUDGED = Judge()
 
 
-def run_experiment(
+def run_experiment(  # noqa: PLR0913 - what a run has from others, each by its name
     job: Job,
     run: Run,
     bill: Bill,
     checkpoint: Checkpoint | None = None,
+    *,
     bench: Bench | None = None,
     judge: Judge = UNJUDGED,
+    known: Known | None = None,
 ) -> TrainResult:
     """Trains a job's adapter, phase by phase, and writes what came of it to `run`.
 
     With a checkpoint it goes on where an earlier session was stopped, and can be gone on with. On
-    a bench it uses what trainings before it have loaded.
+    a bench it uses what trainings before it have loaded. By what is `known` of earlier runs it is
+    quoted before it starts.
 
     Raises:
         RunFailed: it diverged or did not fit.
@@ -90,11 +97,14 @@ def run_experiment(
         _report_cuts(job, tuner)
         keeper = _Keeper(job, run, checkpoint, phase)
         kept = keeper.earlier(tuner.steps)
+        if not kept:
+            _quote(tuner, run, bill, known or Known(), "trial" if bench else "train")
     if not kept:
         before = _quality(tuner, phase)
         run.log_metrics({f"start_{name}": value for name, value in before.items()})
     with _Shelf(run, judge, phase) as shelf:
-        with _Bar(job, run, bill.meter, tuner.steps) as bar, phase("train"):
+        warmed = bench is not None
+        with _Bar(job, run, bill, tuner.steps, warmed=warmed) as bar, phase("train"):
             result = tuner.fit(
                 Watch(
                     on_progress=bar.update,
@@ -119,8 +129,22 @@ def run_experiment(
             with stop.held():
                 keeper.keep(tuner.state)  # the next session has only this to do again
             raise
-    bill.together = from_everywhere
+    bill.together = from_everywhere_at_last
+    bill.as_quoted = result.steps == result.steps_planned
     return result
+
+
+def _quote(tuner: FineTuner, run: Run, bill: Bill, known: Known, kind: str) -> None:
+    """What the run is expected to take is in it before it starts."""
+    job, texts = tuner.job, tuner.texts
+    try:
+        made = quote.foretell(job, texts, known, bill.meter.basis, fingerprint(job), kind=kind)
+    except ConfigError:  # a GPU that is not in the table: with safe settings, and unquoted
+        return
+    if made:
+        work, bill.quote = made
+        run.log_metrics(work.to_metrics() | bill.quote.to_metrics())
+        run.set_tags(bill.quote.to_tags())
 
 
 def _note_end(result: TrainResult, run: Run) -> None:
@@ -145,7 +169,7 @@ def follow(job: Job, meter: Meter | None) -> None:
         tuner.fit(Watch(phase=phase))
     from_everywhere(None)
     _quality(tuner, phase)
-    from_everywhere(meter.close()[0] if meter else None)
+    from_everywhere_at_last(meter.close()[0] if meter else None)
 
 
 def _quality(tuner: FineTuner, phase: Phase) -> dict[str, float]:
@@ -163,13 +187,15 @@ def describe(job: Job, run: Run) -> None:
         "gpu_type": job.device.gpu_type,
         "device": str(job.device),
         "gpu_count": str(job.rank.world) if job.device.kind == "cuda" else "",
+        PROCESSES: str(job.rank.world) if job.rank.world > 1 else "",
         "base_model": job.source.name,
         "base_model_commit": job.commit,
         "base_digest": recipe.base_digest(job),
+        FAMILY: job.family,
         "data_digest": job.data.digest,
         FINGERPRINT: earlier.fingerprint(job, versions),
     }
-    run.set_tags({key: text for key, text in (tags | versions).items() if text})
+    run.set_tags({key: text for key, text in {**tags, **versions}.items() if text})
     run.log_dataset(
         f"{job.task.name}-{job.data.name}", job.data.source, job.data.digest, "training"
     )
@@ -191,15 +217,17 @@ def fingerprint(job: Job) -> str:
     return earlier.fingerprint(job, _versions())
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     """The versions of what shapes a result."""
     versions = {f"version.{name}": metadata.version(name) for name in LIBRARIES}
     versions |= {f"version.{name}": text for name, text in nvml.versions().items()}
-    return versions | {
+    own = {
         "version.green_tune": __version__,
         "version.python": platform.python_version(),
         "version.cuda": training.cuda_version(),
     }
+    return MappingProxyType(versions | own)
 
 
 def _report_cuts(job: Job, tuner: training.FineTuner) -> None:
@@ -300,11 +328,16 @@ class _Keeper:
 class _Bar:
     """The progress bar of one training; passes what is measured on to the run."""
 
-    def __init__(self, job: Job, run: Run, meter: Meter, steps: int) -> None:
+    def __init__(self, job: Job, run: Run, bill: Bill, steps: int, *, warmed: bool) -> None:
         self._run = run
-        self._meter = meter
+        self._meter = bill.meter
+        self._quote = bill.quote
         self._unit = "g CO2e assumed" if job.intensity.assumed else "g CO2e"
         self._shown: dict[str, float] = {}
+        self._steps = steps
+        self._validated = -1 if warmed else 0  # the first one of a trial is another's
+        self._validations = min(job.config.evals, steps) + (not warmed)
+        self._scored = 0.5 if job.config.quality_examples else 1.0  # again at the end
         name = run.name.partition(" ")[0]  # of a trial its number
         self._bar = bars.bar(name, total=steps, remarks=True)
 
@@ -319,13 +352,33 @@ class _Bar:
         self._shown |= progress.metrics
         metrics = dict(progress.metrics)
         if "val_loss" in metrics:
-            metrics["emissions_so_far_kg"] = self._run.spent_kg + self._meter.emitted_kg
+            self._validated += 1
+            metrics["emissions_so_far_kg"] = self._spent_kg
+            metrics |= self._expected(progress.step)
         if metrics:
             self._run.log_metrics(metrics, step=progress.step)
-        self._bar.set_postfix_str(self._postfix(), refresh=False)
+        self._bar.set_postfix_str(self._postfix(progress.step), refresh=False)
         self._bar.update(progress.step - self._bar.n)
 
-    def _postfix(self) -> str:
+    @property
+    def _spent_kg(self) -> float:
+        return self._run.spent_kg + self._meter.emitted_kg
+
+    def _expected(self, step: int) -> dict[str, float]:
+        """Kilograms in the end, by what this run has spent so far and by its quote."""
+        if not self._quote:
+            return {}
+        parts = {
+            "train": step / self._steps,
+            "eval": max(0, self._validated) / self._validations,
+            "quality": self._scored,
+            "save": 0.0,
+        }
+        spent = {phase: self._meter.spent_in(phase)[0] for phase in (*parts, "setup", "between")}
+        kwh = quote.expected_kwh(self._quote.evidence.phases, spent, parts)
+        return {"emissions_expected_kg": self._run.spent_kg + self._meter.basis.kg(kwh)}
+
+    def _postfix(self, step: int) -> str:
         shown = [
             form.format(self._shown[key])
             for key, form in (
@@ -335,5 +388,7 @@ class _Bar:
             )
             if key in self._shown
         ]
-        grams = (self._run.spent_kg + self._meter.emitted_kg) * GRAMS_PER_KG
-        return " ".join([*shown, f"{grams:.3g} {self._unit}"])
+        grams = f"{self._spent_kg * GRAMS_PER_KG:.3g}"
+        for kg in self._expected(step).values():
+            grams += f" of {kg * GRAMS_PER_KG:.3g}"
+        return " ".join([*shown, f"{grams} {self._unit}"])

@@ -1,11 +1,14 @@
 """Whether a training fits into a device's memory, and the least that it gives up to do so.
 
 In order of preference: 16-bit weights without checkpointing, in micro-batches as small as one
-example; 4-bit weights; checkpointing; both. What a user pinned stays. Sizes come from `memory`;
-`plan` gives the reasons.
+example; the same divided among processes, where there are several; 4-bit weights; checkpointing;
+both. What a user pinned stays. Sizes come from `memory`; `plan` gives the reasons.
+
+`divisions` are the numbers of processes over which the base model may be divided, 1 for whole in
+each, the best first; `rules.divisions` says which there are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -29,6 +32,8 @@ NAMED = 4  # GPUs in a refusal, the smallest first
 REPORTED_GIB = {"t4": 15.0, "l4": 22.5, "a100-40": 40.0, "a100-80": 80.0}
 REPORTED = 0.93
 
+WHOLE = (1,)  # the divisions of a process alone
+
 
 def usable_gib(device: Device) -> float:
     """The memory of a device that a training may take."""
@@ -46,10 +51,13 @@ def as_device(gpu: Gpu) -> Device:
     )
 
 
-def preferred(config: TrainConfig, device: Device, family: str) -> Iterator[Choices]:
+def preferred(
+    config: TrainConfig, device: Device, family: str, divisions: Sequence[int] = WHOLE
+) -> Iterator[Choices]:
     """What may be tried, in order of preference; a user's choices are in all of it."""
     precision, _ = rules.precision(config, device, family)
-    for checkpointing, quantization in product(_checkpointing(config), _weights(config, device)):
+    held = list(_weights(config, device, divisions))
+    for checkpointing, (quantization, shards) in product(_checkpointing(config), held):
         yield Choices(
             precision=precision,
             quantization=quantization,
@@ -59,30 +67,39 @@ def preferred(config: TrainConfig, device: Device, family: str) -> Iterator[Choi
             dora=config.use_dora,
             dropout=config.lora_dropout,
             checkpointing=checkpointing,
+            shards=shards,
             on_gpu=device.kind == "cuda",
         )
 
 
-def find(config: TrainConfig, device: Device, shape: Shape, at_most: int = 0) -> Choices | None:
+def find(
+    config: TrainConfig,
+    device: Device,
+    shape: Shape,
+    at_most: int = 0,
+    divisions: Sequence[int] = WHOLE,
+) -> Choices | None:
     """The first choices that fit, with as many tokens as fit up to `at_most`; None if none do.
 
     A micro-batch holds at the least the longest example, or the tokens that were asked for.
     """
     memory, least = usable_gib(device), least_tokens(config)
     most = least if config.micro_batch_tokens else max(at_most, least)
-    for choices in preferred(config, device, shape.family):
+    for choices in preferred(config, device, shape.family, divisions):
         tokens = most_tokens(shape, choices, memory, most)
         if tokens >= least:
             return replace(choices, tokens=tokens)
     return None
 
 
-def smallest(config: TrainConfig, device: Device, shape: Shape) -> Estimate:
+def smallest(
+    config: TrainConfig, device: Device, shape: Shape, divisions: Sequence[int] = WHOLE
+) -> Estimate:
     """What the training needs at the least, with everything given up that may be."""
     tokens = least_tokens(config)
     every = [
         estimate(shape, replace(choices, tokens=tokens))
-        for choices in preferred(config, device, shape.family)
+        for choices in preferred(config, device, shape.family, divisions)
     ]
     return min(every, key=lambda each: each.total_gib)
 
@@ -92,16 +109,20 @@ def least_tokens(config: TrainConfig) -> int:
     return max(config.max_seq_len, config.micro_batch_tokens)
 
 
-def refusal(config: TrainConfig, device: Device, shape: Shape) -> str:
+def refusal(
+    config: TrainConfig, device: Device, shape: Shape, divisions: Sequence[int] = WHOLE
+) -> str:
     """Why a training is refused, and which single changes and which GPUs would let it run."""
-    need = smallest(config, device, shape)
+    need = smallest(config, device, shape, divisions)
     remedies = [
-        ", ".join(_changes_that_fit(config, device, shape)),
-        _gpus_that_fit(config, shape),
+        ", ".join(_changes_that_fit(config, device, shape, divisions)),
+        _gpus_that_fit(config, shape, divisions),
     ]
+    most = max(divisions)
+    so = f", its layers divided among {most} processes" if most > 1 else ""
     return (
-        f"{config.model} does not fit into {device}: needs {need.total_gib:.1f} GiB at the least "
-        f"({need}), {usable_gib(device):.1f} are usable; "
+        f"{config.model} does not fit into {device}{so}: needs {need.total_gib:.1f} GiB at the "
+        f"least ({need}), {usable_gib(device):.1f} are usable; "
         f"what would fit: {', or '.join(filter(None, remedies)) or 'nothing in the table'}"
     )
 
@@ -115,25 +136,27 @@ def needs_bitsandbytes(config: TrainConfig, device: Device, shape: Shape | None)
     return f"{line}; quantization=none fits{' with checkpointing' if other.checkpointing else ''}"
 
 
-def _changes_that_fit(config: TrainConfig, device: Device, shape: Shape) -> list[str]:
+def _changes_that_fit(
+    config: TrainConfig, device: Device, shape: Shape, divisions: Sequence[int]
+) -> list[str]:
     fitting: dict[str, str] = {}
     for change in _changes(config, device, shape):
-        if find(replace(config, **change), device, shape):
+        if find(replace(config, **change), device, shape, divisions=divisions):
             for name, value in change.items():
                 fitting.setdefault(name, f"{name}={to_text(value)}")
     return list(fitting.values())
 
 
-def _gpus_that_fit(config: TrainConfig, shape: Shape) -> str:
-    fitting = [gpu for gpu in GPUS if _fits_on(gpu, config, shape)]
+def _gpus_that_fit(config: TrainConfig, shape: Shape, divisions: Sequence[int]) -> str:
+    fitting = [gpu for gpu in GPUS if _fits_on(gpu, config, shape, divisions)]
     names = [gpu.name for gpu in sorted(fitting, key=lambda gpu: gpu.memory_gib)]
     shown = ", ".join([*names[:NAMED], *["..."][: len(names) > NAMED]])
     return f"another GPU ({shown})" if names else ""
 
 
-def _fits_on(gpu: Gpu, config: TrainConfig, shape: Shape) -> bool:
+def _fits_on(gpu: Gpu, config: TrainConfig, shape: Shape, divisions: Sequence[int]) -> bool:
     try:
-        return find(config, as_device(gpu), shape) is not None
+        return find(config, as_device(gpu), shape, divisions=divisions) is not None
     except ConfigError:  # the asked precision is not there
         return False
 
@@ -162,10 +185,15 @@ def _checkpointing(config: TrainConfig) -> tuple[bool, ...]:
     return (False, True) if asked == "auto" else (asked == "true",)
 
 
-def _weights(config: TrainConfig, device: Device) -> tuple[str, ...]:
-    if config.quantization != "auto":
-        return (config.quantization,)
-    return ("none", "nf4") if device.kind == "cuda" else ("none",)
+def _weights(
+    config: TrainConfig, device: Device, divisions: Sequence[int]
+) -> Iterator[tuple[str, int]]:
+    """Bits of the weights, and the processes among which they are divided; nf4 never is."""
+    asked = config.quantization
+    if asked != "nf4":
+        yield from (("none", shards) for shards in divisions)
+    if asked == "nf4" or (asked == "auto" and device.kind == "cuda" and 1 in divisions):
+        yield ("nf4", 1)
 
 
 def _halves(number: int, least: int) -> Iterator[int]:

@@ -18,11 +18,11 @@ from green_tune.errors import ConfigError, DataError, DoesNotFit
 from green_tune.job import Job
 from green_tune.results import UNFIT
 from green_tune.space import SPACE, SPECS, Dimension, Space
+from green_tune.tokens import CHARS_PER_TOKEN
 
 AUTO = "auto"
 BY_TRIALS = (*SPACE, "quality_examples")  # whose defaults are train's or a sweep's
 LISTS = ("model", "task", "seed")
-CHARS_PER_TOKEN = 4  # of English text, roughly; works are only compared
 UNKNOWN_PARAMETERS = 1e12  # where a model's shape is not known: it comes last
 NOT_FIXED = ("gpu", "resume", "revision", "checkpoint_minutes", "data", *LISTS)
 

@@ -5,7 +5,7 @@ It knows data sheets. It does not look at the machine: `nvml` finds the devices,
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from green_tune.errors import ConfigError, HardwareMismatch
@@ -114,7 +114,13 @@ def check_known(asked: str) -> None:
     """Raises ConfigError when `asked` is neither auto, cpu, a row, nor a family of rows."""
     if asked.lower() not in {"auto", "cpu", *(n for gpu in GPUS for n in (gpu.name, gpu.family))}:
         names = ", ".join(gpu.name for gpu in GPUS)
-        raise ConfigError(f"gpu={asked} is unknown; known: auto, cpu, {names}")
+        raise ConfigError(f"gpu={asked} is unknown; known: auto, cpu, {names}; {new_row()}")
+
+
+def new_row() -> str:
+    """What a GPU needs to be known: the columns of its row."""
+    columns = [spec.name for spec in fields(Gpu) if spec.name != "name"]
+    return f"to add one, a row of hardware.GPUS needs {', '.join(columns)}"
 
 
 def choose(asked: str, gpus: Sequence[Device], cpu: Device) -> Device:

@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from green_tune import worker
+from green_tune import store, worker
 from green_tune.footprint import COLUMNS, Basis, Measurement, Segment, appended
 
 log = logging.getLogger(__name__)
@@ -151,5 +151,4 @@ def _run_id(path: Path) -> str:
 
 
 def _folder() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "green-tune" / "heartbeats"
+    return store.state_folder("heartbeats")

@@ -28,6 +28,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from green_tune.errors import DataError, ModelError, UsageError
 from green_tune.models import read_config
+from green_tune.secrecy import hide
 from green_tune.tasks import HubData
 
 T = TypeVar("T")
@@ -104,13 +105,14 @@ def _is_cached(source: HubData) -> bool:
 def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision: str) -> T:
     """The answer, or the hub's refusal as one line that says what to do."""
     folder = "datasets/" if error is DataError else ""
-    page = f"{constants.ENDPOINT}/{folder}{what.split()[-1]}"
+    hub = hide(constants.ENDPOINT)  # a mirror's address may hold a password
+    page = f"{hub}/{folder}{what.split()[-1]}"
     try:
         return question()
     except GatedRepoError:
         raise error(
             f"{what} is gated: accept its licence at {page}, make a token at "
-            f"{constants.ENDPOINT}/settings/tokens, and set HF_TOKEN (or run `hf auth login`)"
+            f"{hub}/settings/tokens, and set HF_TOKEN (or run `hf auth login`)"
         ) from None
     except RevisionNotFoundError:
         raise error(f"{what} has no revision {revision!r}; look at {page}") from None
@@ -123,7 +125,7 @@ def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision
         if isinstance(failure, HfHubHTTPError) and failure.response.status_code in (401, 403):
             raise error(
                 f"{what} is refused ({_line(failure)}): set HF_TOKEN (or run `hf auth login`) "
-                f"to a token that may read it, from {constants.ENDPOINT}/settings/tokens"
+                f"to a token that may read it, from {hub}/settings/tokens"
             ) from None
         raise error(_unreachable(what, failure)) from None
     except Exception as failure:  # the HTTP library's errors share no base with OSError
@@ -134,14 +136,15 @@ def _ask(question: Callable[[], T], what: str, error: type[UsageError], revision
 
 def _unreachable(what: str, failure: Exception) -> str:
     return (
-        f"{what} is not in the local cache and the hub at {constants.ENDPOINT} cannot be reached "
-        f"({_line(failure)}); check the network or HF_ENDPOINT, or give a local folder instead"
+        f"{what} is not in the local cache and the hub at {hide(constants.ENDPOINT)} cannot be "
+        f"reached ({_line(failure)}); check the network or HF_ENDPOINT, or give a local folder "
+        "instead"
     )
 
 
 def _line(failure: Exception) -> str:
     """Its first line: the rest advises programmers."""
-    return str(failure).strip().split("\n")[0]
+    return hide(str(failure).strip().split("\n")[0])
 
 
 def cached_folder(hub_id: str, commit: str) -> Path | None:

@@ -9,19 +9,21 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
-from green_tune import attention, lora, recipe
+from green_tune import attention, lora, peers, recipe, sharding
 from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
 from green_tune.hardware import Device
 from green_tune.job import Job
+from green_tune.models import Source
 from green_tune.predictor import is_out_of_memory
 
 PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi, OPT, Falcon; of GPT-2
@@ -37,24 +39,34 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Base:
     """A frozen base model on its device and its tokenizer, for one adapter after the other.
 
+    With `sketched` layers it is a sketch: so many layers with random weights, of which nothing is
+    read. It takes as long for a token as so many layers of the real one, and knows nothing.
+
     Raises:
         HardwareMismatch: this torch cannot use the device.
         ModelError: the base model cannot be loaded.
         OutOfMemory: it does not fit.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, sketched: int = 0) -> None:
         device = _open(job)
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         attention.register()
+        peers.meet(job.rank, device)
+        _check_agreed(job)
         self._made_for = _made_for(job)
         self._adapted: PeftModel | None = None
         with named_out_of_memory(job):
-            self.model, self.tokenizer = _load_base(job, device)
+            self.model, self.tokenizer = (
+                _sketch(job, device, sketched) if sketched else _load_base(job, device)
+            )
+            peers.from_everywhere(None)  # here they wait with patience
             self.model.requires_grad_(False)
             _speed_up(job, self.model)
-            if job.plan.quantization == "none":
+            if job.plan.shards > 1:
+                sharding.divide(self.model, _layers(self.model), job.plan.shards, device)
+            elif job.plan.quantization == "none":
                 self.model.to(device)
 
     def serves(self, job: Job) -> bool:
@@ -72,10 +84,15 @@ class Base:
         transformers.set_seed(job.config.seed)  # before the adapter: half of it is random
         with named_out_of_memory(job):
             model: PeftModel = _adapted(job, self.model)
+            if job.plan.shards > 1:
+                peers.same_as_first([p.data for p in model.parameters() if p.requires_grad])
             self._adapted = model
             lora.fuse(model)
             if job.plan.checkpointing:
                 self.model.activation_checkpointing_enable({"use_reentrant": False})
+                # It lets the embeddings want a gradient, which only reentrant checkpoints need: the
+                # way back would go on below the lowest adapter, for nothing, in later trials too.
+                self.model.disable_input_require_grads()
         return model
 
     def _free(self) -> None:
@@ -91,7 +108,17 @@ class Base:
 def _made_for(job: Job) -> tuple[object, ...]:
     plan = job.plan
     made = (plan.precision, plan.quantization, plan.attention, plan.kernels, plan.compile)
-    return (job.source, job.commit, job.devices, job.rank, *made)
+    return (job.source, job.commit, job.devices, job.rank, plan.shards, *made)
+
+
+def _check_agreed(job: Job) -> None:
+    """Processes on unlike devices may plan unlike; of a divided base each must know its part."""
+    found = peers.from_everywhere(job.plan.shards)
+    if len(set(found)) > 1:
+        raise HardwareMismatch(
+            f"the processes divide the base model's layers among {sorted(set(found))}: their "
+            "devices differ; take alike ones"
+        )
 
 
 def precision_of(job: Job) -> torch.autocast:
@@ -100,10 +127,20 @@ def precision_of(job: Job) -> torch.autocast:
     return torch.autocast(job.device.kind, DTYPES[name], enabled=name != "fp32")
 
 
+def without_gradients(job: Job) -> AbstractContextManager[Any]:
+    """A block in which nothing is kept to go backward."""
+    # FSDP2 keeps tensors from pass to pass; made in inference mode, training could not use them.
+    return torch.no_grad() if job.plan.shards > 1 else torch.inference_mode()
+
+
 def _open(job: Job) -> torch.device:
     """The torch device, with every GPU hidden from torch that is not asked for."""
     device = job.device
     if device.kind == "cpu":
+        # Numbers below 1e-38 take a CPU many times as long, and trained attention is full of them:
+        # 2 to 35 % of the steps of stories260K (benchmarks/subnormals.py). Must come before torch
+        # starts its threads.
+        torch.set_flush_denormal(True)
         return torch.device("cpu")
     uuids = [gpu.uuid for gpu in job.devices]  # the numbers of NVML and CUDA may differ
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
@@ -138,11 +175,72 @@ def _check_same(device: Device, index: int) -> None:
         )
 
 
-def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
-    place = str(recipe.folder_of(job.source) or job.source.place)
-    revision = {"revision": job.commit} if job.commit else {}
+def open_tokenizer(source: Source, commit: str) -> Any:
+    """The tokenizer of a base model.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    place, revision = _where(source, commit)
+    with _named(source):
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
+
+
+def _where(source: Source, commit: str) -> tuple[str, dict[str, str]]:
+    place = str(recipe.folder_of(source) or source.place)
+    return place, {"revision": commit} if commit else {}
+
+
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """One line for what goes wrong: broken folders fail in as many ways as there are formats."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, KeyError) and error.args[0] in attention.NAMES.values():
+            reason = "its attention cannot be exchanged; take another base model"
+        raise ModelError(f"model {source.name} cannot be loaded: {reason}") from error
+
+
+def _sketch(job: Job, device: torch.device, layers: int) -> tuple[Any, Any]:
+    place, revision = _where(job.source, job.commit)
+    tokenizer = open_tokenizer(job.source, job.commit)
+    with _named(job.source), device:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **revision)
+        config.num_hidden_layers = layers
+        return _made(job, config), tokenizer
+
+
+def _made(job: Job, config: Any) -> Any:
+    """A model with the weights that it is born with."""
+    made: Any = AutoModelForCausalLM
+    return made.from_config(
+        config,
+        dtype=DTYPES[job.plan.precision],
+        attn_implementation=attention.NAMES[job.plan.attention],
+        trust_remote_code=False,
+    )
+
+
+def _hull(job: Job) -> Any:
+    """The base model before its weights are there: memory that nobody has written to takes none."""
+    place, revision = _where(job.source, job.commit)
+    with _named(job.source), no_init_weights():
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **revision)
+        model = _made(job, config)
+        model.tie_weights()
+        return model.eval()
+
+
+def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
+    place, revision = _where(job.source, job.commit)
+    tokenizer = open_tokenizer(job.source, job.commit)
+    if job.plan.shards > 1 and not job.rank.writes:
+        return _hull(job), tokenizer
+    with _named(job.source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[job.plan.precision],
@@ -153,13 +251,6 @@ def _load_base(job: Job, device: torch.device) -> tuple[Any, Any]:
             **_quantized(job, device),
             **revision,
         )
-    except Exception as error:  # broken folders fail in as many ways as there are file formats
-        if is_out_of_memory(error):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        if isinstance(error, KeyError) and error.args[0] in attention.NAMES.values():
-            reason = "its attention cannot be exchanged; take another base model"
-        raise ModelError(f"model {job.source.name} cannot be loaded: {reason}") from error
     base, report = loaded
     _check_whole(job, base, tokenizer, report)
     return base, tokenizer

@@ -36,6 +36,8 @@ ATTENTION_ONLY = 0.87
 LOGITS_CHUNK = 1024
 LOGIT_BYTES = {"fp32": 16, "16-bit": 14}
 
+LAYERS_AT_ONCE = 3  # whole ones, of divided weights: by the way that FSDP2 works, not measured
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 TARGETS = {"all-linear": (*ATTENTION, *MLP), "attention": ATTENTION, "mlp": MLP}
@@ -55,6 +57,7 @@ class Choices:
     tokens: int = 0  # of a micro-batch, padding included
     label_share: float = 0.15  # of positions that have a label: 3 to 15 % in the studied tasks
     checkpointing: bool = False
+    shards: int = 1  # processes that share the layers' weights among them
     on_gpu: bool = True
 
     @property
@@ -142,10 +145,9 @@ def _adapted_layers(shape: Shape, layers: int) -> int:
 
 
 def _weights(shape: Shape, choices: Choices) -> float:
-    if choices.quantization == "none":
-        return choices.bytes * shape.parameters
     rest = shape.parameters - shape.linear_parameters  # embeddings and norms stay as they are
-    return NF4_BYTES * shape.linear_parameters + choices.bytes * rest
+    each = NF4_BYTES if choices.quantization == "nf4" else choices.bytes
+    return each * shape.linear_parameters / choices.shards + choices.bytes * rest
 
 
 def _activations(shape: Shape, choices: Choices) -> float:
@@ -181,6 +183,12 @@ def _logits(shape: Shape, choices: Choices) -> float:
 
 
 def _workspace(shape: Shape, choices: Choices) -> float:
-    """The largest matrix, dense: nf4 unpacks it, DoRA takes its norm with the adapter added."""
+    """The largest matrix, dense: nf4 unpacks it, DoRA takes its norm with the adapter added.
+
+    Of divided weights, three layers: one that computes, the next one as it comes in, and the
+    buffer that it comes in.
+    """
     matrix = choices.bytes * shape.hidden * shape.mlp
-    return matrix * ((choices.quantization == "nf4") + 2 * choices.dora)
+    layer = choices.bytes * shape.linear_parameters / shape.layers
+    gathered = LAYERS_AT_ONCE * layer * (choices.shards > 1)
+    return matrix * ((choices.quantization == "nf4") + 2 * choices.dora) + gathered

@@ -5,7 +5,7 @@ looked for: the caller says which are installed. What fits into the memory is `f
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from green_tune import fit, rules
@@ -34,6 +34,7 @@ class Plan:
     checkpointing: bool
     compile: bool
     kernels: str  # torch or liger
+    shards: int = 1  # processes that divide the base model's layers among them; 1: nobody does
     memory_gib: float  # estimated for one device; 0 where the model's shape is not known
     reasons: tuple[str, ...]
 
@@ -49,6 +50,7 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
     shape: Shape | None,
     *,
     processes: int = 1,
+    divisions: Sequence[int] = fit.WHOLE,
     shared: float = 0.0,
     family: str = "",
     liger: bool = False,
@@ -56,6 +58,7 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
 ) -> Plan:
     """What the device makes of the config.
 
+    `divisions` are the numbers of processes over which the base may be divided, the best first.
     `shared` is the part of the prompts' text that examples have in common, 0 to 1. `liger` and
     `nf4` say whether these libraries are installed. `family` counts where there is no shape.
 
@@ -74,7 +77,8 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
     kernels, why_kernels = rules.kernels(config, device, liger)
     rules.check_quantization(config, device)
     at_most, why_not_more = _ceiling(config, device, shape, batching, mine)
-    choices = _choices(config, device, shape, family, at_most)
+    divisions = rules.divisions(config, divisions)
+    choices = _choices(config, device, shape, family, at_most, divisions)
     if choices.quantization == "nf4" and not nf4:
         raise ConfigError(fit.needs_bitsandbytes(config, device, shape))
     rows = _rows(config, choices.tokens, mine)
@@ -91,7 +95,8 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
         micro_batch_size=rows,
         checkpointing=choices.checkpointing,
         compile=config.compile,
-        kernels=kernels,
+        kernels="torch" if choices.shards > 1 else kernels,
+        shards=choices.shards,
         memory_gib=round(memory, 2),
         reasons=(
             why_precision,
@@ -100,10 +105,11 @@ def make_plan(  # noqa: PLR0913 - each is one thing that was found out beforehan
             why_attention,
             _why_tokens(config, choices.tokens, at_most, why_not_more),
             _why_checkpointing(config, choices, known=shape is not None),
-            why_kernels,
+            "torch: the layers are divided" if choices.shards > 1 else why_kernels,
             "compile: asked for" if config.compile else "no compile: not asked for",
             _why_memory(device, memory),
             *_why_examples(mine, processes),
+            *_why_shards(choices.shards, divisions),
         ),
     )
 
@@ -160,13 +166,18 @@ def _ceiling(
 
 
 def _choices(
-    config: TrainConfig, device: Device, shape: Shape | None, family: str, at_most: int
+    config: TrainConfig,
+    device: Device,
+    shape: Shape | None,
+    family: str,
+    at_most: int,
+    divisions: Sequence[int],
 ) -> Choices:
     if shape is None:
-        return replace(next(fit.preferred(config, device, family)), tokens=at_most)
-    found = fit.find(config, device, shape, at_most)
+        return replace(next(fit.preferred(config, device, family, divisions)), tokens=at_most)
+    found = fit.find(config, device, shape, at_most, divisions)
     if found is None:
-        raise DoesNotFit(fit.refusal(config, device, shape))
+        raise DoesNotFit(fit.refusal(config, device, shape, divisions))
     return found
 
 
@@ -209,3 +220,9 @@ def _why_memory(device: Device, memory_gib: float) -> str:
 def _why_examples(mine: int, processes: int) -> Iterator[str]:
     if processes > 1:
         yield f"{mine} examples of each step in each of {processes} processes"
+
+
+def _why_shards(shards: int, divisions: Sequence[int]) -> Iterator[str]:
+    if shards > 1:
+        why = "it does not fit otherwise" if 1 in divisions else "asked for"
+        yield f"layers divided among {shards} processes, a part in each: {why}"

@@ -73,7 +73,7 @@ class Presence:
         folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.gpus, self.folder, self.clock = tuple(gpus), folder or _default_folder(), clock
+        self.gpus, self.folder, self.clock = tuple(gpus), folder or default_folder(), clock
         self._boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
         self._lives: dict[str, _Life] = {}  # by file name; those that are over are not read again
         self._name = ""
@@ -240,7 +240,8 @@ def _make(folder: Path) -> None:
         folder.chmod(0o1777)  # mkdir's mode is cut by the umask
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """Where the meters of this machine announce themselves."""
     if named := os.environ.get("GREEN_TUNE_METERS"):
         return Path(named)
     shared = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK | os.X_OK)

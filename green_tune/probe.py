@@ -15,7 +15,7 @@ from green_tune import attention, batches
 from green_tune.batches import Micro
 from green_tune.errors import ModelError
 from green_tune.job import Job
-from green_tune.loading import precision_of
+from green_tune.loading import precision_of, without_gradients
 from green_tune.loss import LabelLoss
 from green_tune.plan import Plan
 from green_tune.tokens import Encoded
@@ -32,7 +32,7 @@ def check_examples_apart(loss: LabelLoss, examples: Sequence[Encoded], job: Job)
     """
     documents, plan = _documents(examples), job.plan
     loss.model.eval()
-    with torch.inference_mode(), precision_of(job):
+    with without_gradients(job), precision_of(job):
         with attention.stock(loss.base):
             alone = [loss.hidden(batches.padded([document]))[0].float() for document in documents]
             changed = loss.hidden(batches.padded([_with_other_end(documents[0])]))[0].float()

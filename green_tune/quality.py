@@ -6,7 +6,7 @@ and when they are asked for is `experiment`'s.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from green_tune import attention, bars, batches, predictor, stop
 from green_tune.job import Job
-from green_tune.loading import named_out_of_memory, precision_of
+from green_tune.loading import named_out_of_memory, precision_of, without_gradients
 from green_tune.tasks import Example
 from green_tune.tokens import Encoded, Encoder
 from green_tune.training import FineTuner
@@ -29,14 +29,15 @@ def measure(tuner: FineTuner) -> dict[str, float]:
 
     A fresh adapter changes nothing, so before the training they are the base model's. Nothing is
     measured where none are asked for, and in processes that do not write the run: the metrics are
-    of the whole set, which one process does alone.
+    of the whole set, which one process does alone. Where the base model is divided among them all
+    do the same, as each has a part of every layer.
 
     Raises:
         OutOfMemory: not even this fits on the device.
         Stopped: the process was asked to stop.
     """
     asked = tuner.job.config.quality_examples
-    if not asked or not tuner.job.rank.writes:
+    if not asked or not (tuner.job.rank.writes or tuner.job.plan.shards > 1):
         return {}
     examples = [tuner.job.data.validation[one["number"]] for one in tuner.validation[:asked]]
     predict = _weighed if tuner.job.task.quality == "labels" else _generated
@@ -74,7 +75,7 @@ def _inference(tuner: FineTuner) -> Iterator[None]:
     """
     tuner.check()
     tuner.model.eval()
-    with torch.inference_mode(), precision_of(tuner.job), named_out_of_memory(tuner.job):
+    with without_gradients(tuner.job), precision_of(tuner.job), named_out_of_memory(tuner.job):
         yield
     tuner.model.train()
     if tuner.job.device.kind == "cuda":
@@ -148,7 +149,8 @@ def _generated(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
 
         def ask(batch: Sequence[Tokens]) -> list[str]:
             stop.check()
-            found = predictor.continued(tuner.loss.base, batch, config)
+            with _all_or_none(tuner.job):
+                found = predictor.continued(tuner.loss.base, batch, config)
             return predictor.to_texts(tuner.tokenizer, found)
 
         given = list(prompts.values())
@@ -156,6 +158,11 @@ def _generated(tuner: FineTuner, examples: Sequence[Example]) -> dict[int, str]:
             texts |= {numbers[place]: text for place, text in part.items()}
             bar.update(len(part))
     return dict(sorted(texts.items()))
+
+
+def _all_or_none(job: Job) -> AbstractContextManager[None]:
+    """Of several processes that generate in step, none may go back to a smaller batch alone."""
+    return named_out_of_memory(job) if job.plan.shards > 1 else nullcontext()
 
 
 def _prompts(encoder: Encoder, examples: Sequence[Example], before: str) -> dict[int, Tokens]:

@@ -38,6 +38,7 @@ class Query:
     until: datetime | None = None
     filter: str = ""
     kinds: Sequence[str] = KINDS
+    newest: int = 0  # of them, by their start; 0 for all
 
     def filters(self) -> list[str]:
         """MLflow filter strings that together select these runs, and no run twice.

@@ -20,6 +20,7 @@ class Rank:
     world: int = 1
     local: int = 0
     here: int = 1
+    shards: bool = False  # `accelerate launch --use_fsdp` asks for it, whether it fits or not
 
     @property
     def writes(self) -> bool:
@@ -30,6 +31,19 @@ class Rank:
     def measures(self) -> bool:
         """True for the one process of each node that measures it."""
         return self.local == 0
+
+    @property
+    def divisions(self) -> tuple[int, ...]:
+        """Over how many processes a base model may be divided; 1: each has the whole of it.
+
+        The best first: those of a node are closer to one another than all.
+        """
+        near = self.here if self.world % self.here == 0 else self.world
+        several = tuple(sorted({near, self.world} - {1}))
+        return several if several and self.shards else (1, *several)
+
+
+ALONE = Rank()
 
 
 def this(environment: Mapping[str, str] = os.environ) -> Rank:
@@ -47,7 +61,8 @@ def this(environment: Mapping[str, str] = os.environ) -> Rank:
         raise _nonsense(found) from None
     if not (0 <= number < world and 0 <= local < here <= world):
         raise _nonsense(found)
-    return Rank(number=number, world=world, local=local, here=here)
+    shards = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return Rank(number=number, world=world, local=local, here=here, shards=shards)
 
 
 def _nonsense(found: Mapping[str, str]) -> ConfigError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from sys import intern
 from typing import Any
 
@@ -18,10 +19,11 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
+from green_tune.delivery import line
 from green_tune.errors import ConfigError
 from green_tune.query import EXPERIMENT, Query
 from green_tune.results import KIND, RunRecord
-from green_tune.run import STATUS, line
+from green_tune.run import STATUS
 
 PARENT = "mlflow.parentRunId"
 PAGE = 250  # runs: larger ones take as long, and more memory
@@ -36,16 +38,18 @@ def find(client: MlflowClient, query: Query) -> list[RunRecord]:
         MlflowException: the store cannot be used.
     """
     with _filter_named(query.filter), _collector_paused():
-        every = search(client, query.filters(), _lean)
-        # By id: a run that starts meanwhile moves others to the next page as well.
-        found = {record.run_id: record for record in every}
-    return sorted(filter(query.takes, found.values()), key=lambda record: record.started)
+        found: dict[str, RunRecord] = {}
+        for text in query.filters():
+            every = filter(query.takes, search(client, [text], _lean))
+            # By id: a run that starts meanwhile moves others to the next page as well.
+            found |= {record.run_id: record for record in islice(every, query.newest or None)}
+    return sorted(found.values(), key=lambda record: record.started)[-query.newest :]
 
 
 def search(
     client: MlflowClient, filters: Iterable[str], read: Callable[[Any], RunRecord] | None = None
 ) -> Iterator[RunRecord]:
-    """The runs that filters of MLflow select, in all experiments, page by page."""
+    """The runs that filters of MLflow select, in all experiments, page by page, newest first."""
     experiments = _experiments(client)
     for text in filters:
         token = None

@@ -28,9 +28,9 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from green_tune import choice, store
 from green_tune.choice import RULES
+from green_tune.delivery import line, named
 from green_tune.errors import AdapterError, ConfigError, StoreError
 from green_tune.results import KIND
-from green_tune.run import line, named
 from green_tune.versions import ADAPTER_KIND, ADDRESS, ODD, Version
 
 FORCED = "green_tune.forced."  # of a model, with an alias: version/highest version at that time

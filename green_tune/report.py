@@ -14,6 +14,7 @@ from typing import Any
 from green_tune import cells
 from green_tune.cells import KG_TO_G, duration
 from green_tune.footprint import OVERHEAD, PHASES
+from green_tune.outcomes import EVIDENCE
 from green_tune.points import intensities
 from green_tune.results import REUSED, RunRecord, front
 
@@ -159,6 +160,7 @@ def run_summary(record: RunRecord) -> str:
         ("", phases(record)),
         ("", modelled([record])),
         *(("", line) for line in [bounds(record)] if line),
+        *zip(("quoted", ""), quoted(record), strict=False),
         *(("note", flag) for flag in tags.get("energy_flags", "").split("; ") if flag),
         ("adapter", f"runs:/{record.run_id}/adapter"),
     )
@@ -200,6 +202,22 @@ def phases(record: RunRecord) -> str:
     spent = {name: record.metrics.get(f"{name}/energy_kwh", 0.0) for name in PHASES}
     shares = sorted(((kwh / total, name) for name, kwh in spent.items() if kwh), reverse=True)
     return ", ".join(f"{name} {share:.0%}" for share, name in shares)
+
+
+def quoted(record: RunRecord) -> list[str]:
+    """What it was expected to emit, by what, and how far off that was; empty without a quote."""
+    figures = record.metrics
+    said, low, high = (figures.get(f"quote.emissions_{name}kg") for name in ("", "low_", "high_"))
+    if said is None or low is None or high is None:
+        return []
+    source = record.tags.get("quote.evidence", "")
+    error = figures.get("quote.energy_error")
+    came = "" if error is None else f": {abs(error):.0%} {'more' if error > 0 else 'less'} came"
+    known = record.tags.get("quote.note", "").rpartition("; ")[2]
+    return [
+        f"{said:.3g} kg CO2e ({low:.3g} to {high:.3g}{', ' + known if known else ''})",
+        f"by {EVIDENCE.get(source, source)}{came}",
+    ]
 
 
 def bounds(record: RunRecord) -> str:

@@ -22,6 +22,7 @@ UNFIT = "green_tune.does_not_fit"  # why: on a cell of a grid that has no room o
 STOPPED_EARLY, STOPPED_WHY = "stopped_early", "green_tune.stopped"
 OUT_OF_GAIN = "a gram gains less"  # why a training ends itself, by min_gain_per_g
 SAVED_KG = "green_tune.saved_kg"  # forecast of what an early end has saved
+PROCESSES = "processes"  # that trained together, where they were several
 REUSED, RETRY_OF = "green_tune.reused", "green_tune.retry_of"  # another run's id
 FINGERPRINT = "green_tune.fingerprint"
 LONGEST_COURSE = 100  # validations

@@ -3,6 +3,8 @@
 Each function gives a choice and its reason, or refuses what was asked with what to use instead.
 """
 
+from collections.abc import Iterator, Sequence
+
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError
 from green_tune.hardware import Device
@@ -98,6 +100,31 @@ def kernels(config: TrainConfig, device: Device, liger: bool) -> tuple[str, str]
     if device.gpu is None:
         return "torch", "torch: a CPU" if device.kind == "cpu" else "torch: runs everywhere"
     return ("liger", "liger: installed") if liger else ("torch", "torch: liger is not installed")
+
+
+def divisions(config: TrainConfig, found: Sequence[int]) -> tuple[int, ...]:
+    """Over how many processes a base model may be divided, of what the launcher has found.
+
+    Raises:
+        ConfigError: dividing was asked for, together with what it cannot be done with.
+    """
+    hindrance = next((name for name, asked in _undivided(config) if asked), "")
+    if not hindrance or tuple(found) == (1,):
+        return tuple(found)
+    if 1 not in found:
+        raise ConfigError(
+            f"{hindrance} cannot be trained with a base model that is divided among processes: "
+            "leave it out, or start without --use_fsdp"
+        )
+    return (1,)
+
+
+def _undivided(config: TrainConfig) -> Iterator[tuple[str, bool]]:
+    """What needs the whole of each weight: never tried, or known to fail, with parts of them."""
+    yield "quantization=nf4", config.quantization == "nf4"
+    yield "use_dora=true", config.use_dora  # the norm of each whole matrix
+    yield "compile=true", config.compile
+    yield "kernels=liger", config.kernels == "liger"
 
 
 def check_quantization(config: TrainConfig, device: Device) -> None:

@@ -1,7 +1,7 @@
 """One run that is being written to MLflow: its params, tags, metrics, artifacts, and its end.
 
 A door to MLflow beside `tracking`, which opens runs and finds them again. It knows how a figure
-reaches the store, not what is measured or trained.
+reaches the store, or this machine's disk while that is away, not what is measured or trained.
 """
 
 import json
@@ -17,130 +17,148 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune.errors import StoreError
+from green_tune import secrecy, store
+from green_tune.delivery import Delivery, named
+from green_tune.errors import StoreAway, StoreError, Undelivered
 from green_tune.footprint import Measurement, from_csv, to_csv
+from green_tune.spool import About, Act, Spool
 
 log = logging.getLogger(__name__)
 
-TABLES = "mlflow.loggedArtifacts"  # those that its UI shows as tables
 STATUS, ERROR, SESSIONS = "green_tune.status", "green_tune.error", "green_tune.sessions"
 FLUSH_S, FLUSH_POINTS = 2.0, 500  # one write costs 4 ms on SQLite and 100 over HTTP
+
+
+Point = tuple[str, float, int, int]  # of a metric: key, value, time in ms, step
 
 
 class Run:
     """One run that is being written.
 
     Metrics are buffered, and a thread writes them every few seconds: a store that is slow or away
-    keeps no training waiting, and would else be billed as training.
+    keeps no training waiting, and would else be billed as training. What it does not take while it
+    is away waits on this machine's disk, and reaches it in the order of its writing.
 
-    Every other method raises StoreError when the store does not answer.
+    Methods that write raise StoreError when the store refuses what is written; those that read,
+    also when it does not answer.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, name: str) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        experiment_id: str,
+        name: str,
+        *,
+        address: str = "",
+        sessions: int = 1,
+    ) -> None:
         self._client = client
         self.id = run_id
         self.experiment_id = experiment_id
         self.name = name
-        self._buffer: list[Metric] = []
-        self._writing = threading.Lock()
-        self._ended = threading.Event()
-        self._last_steps: dict[str, int] = {}  # of curves that sessions before have logged
-        self.sessions = 1  # this one, and those before it
+        self.sessions = sessions  # this one, and those before it
         self.spent_kg = 0.0  # by those before
+        self._earlier: tuple[str | None, Mapping[str, str]] | None = None  # energy.csv, and tags
+        self._delivery = Delivery(client, run_id, sessions)
+        about = About(run_id=run_id, name=name, address=address, sessions=sessions)
+        self._spool = Spool(about)
+        self._buffer: list[Point] = []
+        self._writing = threading.RLock()
+        self._ended = threading.Event()
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Writes those params that are not there yet: `mlflow run` has logged what was typed.
-
-        A param is written once; MLflow would drop the whole call for one that differs.
-        """
-        with named():
-            there = self._client.get_run(self.id).data.params
-            new = [Param(key, value) for key, value in params.items() if key not in there]
-            for start in range(0, len(new), 100):
-                self._client.log_batch(self.id, params=new[start : start + 100])
+        """Writes those params that are not there yet: `mlflow run` has logged what was typed."""
+        self._write(Act(kind="params", what=dict(params)))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Writes or overwrites tags."""
-        with named():
-            self._client.log_batch(self.id, tags=[RunTag(key, text) for key, text in tags.items()])
+        """Writes or overwrites tags, in which an error may have put a secret."""
+        self._write(Act(kind="tags", what=dict(tags) | secrecy.hidden(tags)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Notes metrics with the time of now; they reach the store within seconds."""
         now_ms = int(time.time() * 1000)
-        self._buffer += [Metric(key, value, now_ms, step) for key, value in metrics.items()]
+        self._buffer += [(key, value, now_ms, step) for key, value in metrics.items()]
 
     @property
-    def unwritten(self) -> list[tuple[str, float, int, int]]:
-        """Metrics that may not have reached the store: key, value, time in ms, and step."""
-        return [(m.key, m.value, m.timestamp, m.step) for m in list(self._buffer)]
+    def unwritten(self) -> list[Point]:
+        """Metrics that may not have reached store or disk: key, value, time in ms, and step."""
+        return list(self._buffer)
 
-    def write_again(self, points: Sequence[tuple[str, float, int, int]]) -> None:
+    def write_again(self, points: Sequence[Point]) -> None:
         """Notes what was `unwritten` in an earlier session; nothing is in the store twice."""
-        self._buffer += [Metric(*point) for point in points]
+        self._buffer += points
 
     def flush(self) -> None:
-        """Writes what is buffered; what could not be written stays buffered."""
-        with named(), self._writing:
+        """Writes what is buffered; what was refused stays buffered."""
+        with self._writing:
             while batch := self._buffer[:FLUSH_POINTS]:
-                if new := [point for point in batch if not self._is_there(point)]:
-                    self._client.log_batch(self.id, metrics=new)
+                self._write(Act(kind="metrics", what=batch))
                 del self._buffer[: len(batch)]
-
-    def _is_there(self, point: Metric) -> bool:
-        """True for steps of a curve that are done once more, to the bit as they were before.
-
-        Figures have no steps, and a point that is equal to the last bit and millisecond MLflow
-        itself takes for the same.
-        """
-        if self.sessions == 1 or not point.step:
-            return False
-        if point.key not in self._last_steps:
-            history = self._client.get_metric_history(self.id, point.key)
-            self._last_steps[point.key] = max((there.step for there in history), default=-1)
-        return bool(point.step <= self._last_steps[point.key])
 
     def write_regularly(self) -> None:
         """Flushes until `end`; the body of a thread."""
         while not self._ended.wait(FLUSH_S):
             try:
                 self.flush()
+                self.deliver()
+            except StoreAway:
+                continue  # it was said when that began
             except StoreError as error:
                 log.warning("metrics of %s could not be written yet: %s", self.name, error)
 
+    def deliver(self) -> None:
+        """Writes what waits on the disk.
+
+        Raises:
+            StoreAway: something still does.
+        """
+        with self._writing:
+            if waiting := len(self._spool):
+                self._spool.deliver(self._delivery.perform)
+                log.warning("the store answers again: it has the %d writes of %s that waited",
+                            waiting, self.name)  # fmt: skip
+
     def end(self, status: str, error: str = "", ended_s: float | None = None) -> None:
-        """Writes what is left and closes the run, as of now or of an earlier time."""
+        """Writes what is left and closes the run, as of now or of an earlier time.
+
+        Raises:
+            Undelivered: it went well, and the store has been away for `store.patience_s` since.
+        """
         self._ended.set()
         self.flush()
         self.set_tags({STATUS: status} | ({ERROR: error[:5000]} if error else {}))
         self.close(status, ended_s)
+        try:
+            self._deliver_within(store.patience_s() if status == "FINISHED" else 0.0)
+        except StoreAway as away:
+            text = f"{away}; {self.name} has ended, and what it came to is kept in "
+            text += f"{self._spool.folder}: the next command delivers it"
+            if status == "FINISHED":
+                raise Undelivered(text) from None
+            log.warning("%s", text)
+        finally:
+            self._spool.close()
 
     def close(self, status: str, ended_s: float | None = None) -> None:
         """The last thing that is written of a run."""
-        with named():
-            ended_ms = int(ended_s * 1000) if ended_s else None
-            self._client.set_terminated(self.id, status, end_time=ended_ms)
+        ended_ms = int((ended_s or time.time()) * 1000)
+        self._write(Act(kind="end", what=[status, ended_ms]))
 
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Names the data set that this run read."""
-        described = json.dumps({"source": source})
-        dataset = Dataset(name, digest, source_type="green-tune", source=described)
-        tags = [InputTag("mlflow.data.context", context)]
-        with named():
-            self._client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        what = {"name": name, "source": source, "digest": digest, "context": context}
+        self._write(Act(kind="dataset", what=what))
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Copies a folder to the run's artifacts; without a name, what is in it."""
-        with named():
-            self._client.log_artifacts(self.id, str(folder), name or None)
+        self._write(Act(kind="files", what=name, folder=folder))
 
     def log_text(self, text: str, name: str) -> None:
         """Writes a text as an artifact."""
-        with named():
-            self._client.log_text(self.id, text, name)
+        with self._file(name) as path:
+            path.write_text(text, encoding="utf-8")
 
     def log_measurement(self, measurement: Measurement, prefix: str = "") -> None:
         """Writes what was spent: figures, how they are known, and the time series behind them.
@@ -155,11 +173,18 @@ class Run:
         self.flush()
         self.log_text(to_csv(measurement.segments), "energy.csv")
 
-    def with_earlier(self, measurement: Measurement) -> Measurement:
-        """This session's measurement with what the figures of those before it hold."""
+    def read_earlier(self) -> None:
+        """Reads what the sessions before have spent, while the store answers."""
         with named():
             text = read_text(self._client, self.id, "energy.csv")
-            tags = self._client.get_run(self.id).data.tags
+            self._earlier = text, self._client.get_run(self.id).data.tags
+
+    def with_earlier(self, measurement: Measurement) -> Measurement:
+        """This session's measurement with what the figures of those before it hold."""
+        if self._earlier is None:
+            self.read_earlier()
+        assert self._earlier is not None
+        text, tags = self._earlier
         if text is None:
             return measurement
         try:
@@ -176,8 +201,8 @@ class Run:
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Writes a matplotlib figure as an artifact."""
-        with named():
-            self._client.log_figure(self.id, figure, name)
+        with self._file(name) as path:
+            figure.savefig(path)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Writes rows as a table artifact, which the MLflow UI shows as a table.
@@ -187,27 +212,55 @@ class Run:
         if not rows:
             return
         data = [[None if _is_nan(value) else value for value in row.values()] for row in rows]
-        table = {"columns": list(rows[0]), "data": data}
-        self.log_text(json.dumps(table), name)
-        with named():
-            tables = json.loads(self._client.get_run(self.id).data.tags.get(TABLES, "[]"))
-        shown = {"path": name, "type": "table"}
-        if shown not in tables:
-            self.set_tags({TABLES: json.dumps([*tables, shown])})
+        self.log_text(json.dumps({"columns": list(rows[0]), "data": data}), name)
+        self._write(Act(kind="table", what=name))
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        """A block that makes one artifact, at the path that it is given."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            yield path
+            parent = Path(name).parent
+            self.log_folder(Path(folder), "" if parent == Path() else parent.as_posix())
+
+    def _write(self, act: Act) -> None:
+        """Performs an act, or keeps it for later behind those that wait already."""
+        with self._writing:
+            if len(self._spool):
+                self._keep(act)
+                return
+            try:
+                self._delivery.perform(act)
+            except StoreAway as error:
+                log.warning("%s; what is written of %s waits in %s",
+                            error, self.name, self._spool.folder)  # fmt: skip
+                self._keep(act)
+
+    def _keep(self, act: Act) -> None:
+        try:
+            self._spool.put(act)
+        except OSError as error:
+            raise StoreAway(
+                f"the store is away, and nothing can be kept in {self._spool.folder}: {error}"
+            ) from error
+
+    def _deliver_within(self, patience_s: float) -> None:
+        until_s = time.monotonic() + patience_s
+        while True:
+            try:
+                self.deliver()
+            except StoreAway:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(FLUSH_S)
+            else:
+                return
 
 
 def _is_nan(value: object) -> bool:
     """What JSON has no word for."""
     return isinstance(value, float) and math.isnan(value)
-
-
-@contextmanager
-def named() -> Iterator[None]:
-    """Gives a store's refusal its own name, whichever library it comes from."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise StoreError(f"the tracking store cannot be used: {line(error)}") from error
 
 
 def read_text(client: MlflowClient, run_id: str, name: str) -> str | None:
@@ -228,8 +281,3 @@ def _methods(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _said(tags: Mapping[str, str], name: str) -> list[str]:
     return tags[name].split("; ") if name in tags else []
-
-
-def line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().split("\n")[0]

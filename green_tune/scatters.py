@@ -1,4 +1,4 @@
-"""A comparison's runs as points: fronts and forecasts.
+"""A comparison's runs as points: what was reached for what was spent, and the fronts.
 
 A door to matplotlib, on a `canvas`, in the looks of `looks`. Each function returns a figure with a
 line that says in words what it shows, or None where there is too little to draw. Losses are shown
@@ -6,33 +6,28 @@ within one task and data set, across models as bits per byte; points are links w
 """
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.lines import Line2D
 
 from green_tune.blocks import Block, block, gpu, group, panel
-from green_tune.canvas import DARK, GREY, SMALL
+from green_tune.canvas import DARK, SMALL
 from green_tune.looks import (
-    COLOURS,
     MOST_PANELS,
     Cast,
     Drawn,
     Pair,
-    alike,
     basis,
     cast,
     edge,
     legend,
-    looks,
     model,
     not_drawn,
     panels,
     said,
     scale,
     scatter,
-    text,
     unit,
     value,
 )
@@ -41,7 +36,6 @@ from green_tune.results import RunRecord
 LOSS, BITS = "val_loss", "val_bits_per_byte"
 CALLED = {LOSS: "loss (nats per token)", BITS: "bits per byte"}
 BEYOND = "loss beyond the axis"
-MOST_UNITS = 4
 
 
 def front_figure(
@@ -76,36 +70,6 @@ def fronts_figure(
     gone = not_drawn({"block": [" ".join(at[:2]) for at in every if at not in kept]})
     return _fronts(shown, {_called(shown, at): (LOSS, every[at]) for at in kept}, title,
                    links or {}, gone)  # fmt: skip
-
-
-def forecast_figure(rows: Sequence[tuple[str, float, float, str]], title: str) -> Drawn | None:
-    """What was forecast against what came, each row a label, both figures and their unit.
-
-    A panel for each unit, a colour for each label where they are few. None without rows.
-    """
-    there = [row for row in rows if all(math.isfinite(x) and x >= 0 for x in row[1:3])]
-    units = list(dict.fromkeys(row[3] for row in there))[:MOST_UNITS]
-    if not units:
-        return None
-    labels = list(dict.fromkeys(row[0] for row in there))
-    several = 1 < len(labels) <= len(COLOURS)
-    series = looks(labels if several else ["forecast"], width=34)
-    figure, every = panels(title, len(units), height=3.2)
-    clauses = []
-    for axes, name in zip(every, units, strict=True):
-        mine = [row for row in there if row[3] == name]
-        for key, its in alike(mine, lambda row: row[0] if several else "forecast").items():
-            look, pairs = series[key], [(row[1], row[2]) for row in its]
-            scatter(axes, pairs, [], {}, of=len(mine), color=look.colour, marker=look.marker)
-            clauses.append(_missed(look.name if several else "", pairs, name))
-        both = [x for row in mine for x in row[1:3]]
-        _square(axes, both)
-        axes.set_xlabel(f"forecast ({text(name)})")
-        axes.set_ylabel(f"actual ({text(name)})")
-    handles = [look.dot() for look in series.values()] if several else []
-    diagonal = Line2D([], [], color=GREY, ls="--", label="as forecast")
-    legend(figure, [*handles, diagonal])
-    return figure, said(clauses)
 
 
 def _measured(runs: Sequence[RunRecord]) -> tuple[str, list[RunRecord]]:
@@ -208,28 +172,3 @@ def _mark(marker: str, label: str) -> Line2D:
 
 def _called(shown: Cast, at: Block) -> str:
     return f"{shown.models[at.model].name}, {shown.panels[at[1:]]}"  # type: ignore[index]
-
-
-def _square(axes: Any, values: Sequence[float]) -> None:
-    """Both axes alike, with the diagonal on which a forecast is right."""
-    scale(axes, "x", values)
-    if scale(axes, "y", values):
-        low, high = min(values) / 1.4, max(values) * 1.4
-    else:
-        room = max(0.08 * (max(values) - min(values)), 0.1 * max(values)) or 1.0
-        low, high = min(values) - room, max(values) + room
-    axes.plot([low, high], [low, high], "--", color=GREY, lw=1.2, zorder=1)
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-
-
-def _missed(label: str, pairs: Sequence[Pair], name: str) -> str:
-    """By how much the forecasts were wrong, as a ratio."""
-    ratios = [actual / forecast for forecast, actual in pairs if forecast > 0]
-    head = f"{label} ({name})" if label else name
-    if not ratios:
-        return f"{head}: forecast 0 for {len(pairs)}"
-    if len(ratios) == 1:
-        return f"{head}: the actual figure was {ratios[0]:.2f} times the forecast"
-    return (f"{head}: the actual figure was {statistics.median(ratios):.2f} times the forecast in"
-            f" the median of {len(ratios)} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip

@@ -47,6 +47,19 @@ class Dimension:
         """The largest value."""
         return max(self.values)  # type: ignore[no-any-return]
 
+    def at(self, share: float) -> Any:
+        """The value at a share, 0 to 1 (not included), of the way through the dimension."""
+        if self.scale == "choice":
+            return self.values[int(share * len(self.values))]
+        if self.scale == "powers of two":
+            low, high = int(self.low).bit_length() - 1, int(self.high).bit_length() - 1
+            return 2 ** (low + int(share * (high - low + 1)))
+        if self.scale == "log":
+            return float(self.low * (self.high / self.low) ** share)
+        if isinstance(self.low, int):
+            return self.low + int(share * (self.high - self.low + 1))
+        return self.low + share * (self.high - self.low)
+
     def __str__(self) -> str:
         if self.scale == "choice":
             return ",".join(to_text(value) for value in self.values)

@@ -1,7 +1,8 @@
 """Optimiser steps over micro-batches: the same update for every way in which a step is cut.
 
 A step's loss is the sum over its labels divided by their number, over all micro-batches and all
-processes. accelerate does precision, loss scaling and the sum of gradients over processes. Which
+processes. accelerate does precision, loss scaling and the sum of gradients over processes; where
+these have divided the base model, that sum is done here, and all make as many passes. Which
 examples a step has is its caller's affair, and so is when to validate.
 """
 
@@ -17,7 +18,7 @@ from accelerate.state import AcceleratorState
 from peft.optimizers import create_loraplus_optimizer
 from transformers import get_scheduler
 
-from green_tune import batches
+from green_tune import batches, peers
 from green_tune.batches import Micro
 from green_tune.errors import TrainingDiverged
 from green_tune.job import Job
@@ -59,7 +60,9 @@ class Stepper:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=steps,
         )
-        self._loss, self._optimizer = self._accelerator.prepare(loss, optimizer)
+        divided = job.plan.shards > 1  # then it gets accelerate's precision, and no wrapper
+        self._loss = self._accelerator.prepare_model(loss, evaluation_mode=divided)
+        self._optimizer = self._accelerator.prepare_optimizer(optimizer)
         self._schedule = schedule
         self._skipped = self._taken = 0
         self.halvings = 0
@@ -148,21 +151,38 @@ class Stepper:
         world = self._rank.world
         mine = batches.shares(examples, world)[self._rank.number] if world > 1 else list(examples)
         how: Any = self._plan.batching
-        some = mine or examples[:1]  # all take part in the sum over processes
-        micros = batches.cut(some, how, tokens=self._tokens, rows=self._rows)
-        share = world / labels if mine else 0.0
+        micros = batches.cut(mine, how, tokens=self._tokens, rows=self._rows)
+        idle = batches.cut(examples[:1], how, tokens=self._tokens) * self._idle_passes(micros)
+        passes = [(micro, world / labels) for micro in micros] + [(micro, 0.0) for micro in idle]
         try:
-            losses = [self._backward(micro, share, last=micro is micros[-1]) for micro in micros]
+            with peers.noticing():
+                losses = [
+                    self._backward(*one, last=number == len(passes))
+                    for number, one in enumerate(passes, 1)
+                ]
+                self._sum_gradients()
         except RuntimeError as error:
             if not is_out_of_memory(error) or world > 1 or not self._halve(micros):
                 raise
             return False
-        if mine:
-            self._losses += losses
-            self._labels += sum(len(micro.targets) for micro in micros)
-            self.useful += sum(micro.useful for micro in micros)
-            self.processed += sum(len(micro.ids) for micro in micros)
+        self._losses += losses[: len(micros)]
+        self._labels += sum(len(micro.targets) for micro in micros)
+        self.useful += sum(micro.useful for micro in micros)
+        self.processed += sum(len(micro.ids) for micro in micros)
         return True
+
+    def _idle_passes(self, micros: Sequence[Micro]) -> int:
+        """Passes that count for nothing: all take part in the sum of gradients over processes.
+
+        Where the base model is divided, all take part in each pass of any of them.
+        """
+        least = max(peers.from_everywhere(len(micros))) if self._plan.shards > 1 else 1
+        return max(0, least - len(micros))
+
+    def _sum_gradients(self) -> None:
+        """Over all processes, where accelerate does not: means, as it makes them."""
+        if self._plan.shards > 1:
+            peers.average([p.grad for p in self._trained.values() if p.grad is not None])
 
     def _backward(self, micro: Micro, share: float, *, last: bool) -> torch.Tensor:
         whole = nullcontext() if last else self._accelerator.no_sync(self._loss)

@@ -6,18 +6,27 @@ is noticed at once. `tracking` and `sweep` open what it names.
 
 import fcntl
 import hashlib
+import logging
+import math
 import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from green_tune.errors import StoreError
+from green_tune import secrecy
+from green_tune.errors import ConfigError, StoreAway, StoreError
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 TIMEOUT_S = 3.0
+PATIENCE_S = 120.0  # a result waits so long for a store that is away, by default
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
@@ -55,7 +64,11 @@ def study_url() -> str:
 
 
 def check_reachable(url: str) -> None:
-    """Raises StoreError when nobody listens at `url`, or its SQLite file cannot be there."""
+    """Raises StoreError when nobody listens at `url`, or its SQLite file cannot be there.
+
+    Also ConfigError when the patience with a store is no number: needed later, it is known now.
+    """
+    patience_s()
     setting = _setting(url)
     try:
         parts = urlsplit(url)
@@ -66,12 +79,19 @@ def check_reachable(url: str) -> None:
         _check_folder(Path(url.split("///", 1)[-1]).parent, setting)
     elif scheme in PORTS and not host:
         raise StoreError(f"{_hide(url)} names no host; correct {setting}")
+    elif scheme in PORTS and "@" in parts.netloc.partition("@")[2] + url.partition(parts.netloc)[2]:
+        raise StoreError(  # else the rest of a password would be taken for a host, and named
+            f"the address in {setting} has an @ that is not before its host; write an @ of a "
+            "password as %40, its / as %2F and its # as %23"
+        )
     elif scheme in PORTS:
         _check_listening(str(host), port or PORTS[scheme], setting)
     elif scheme in ("", "file"):
         study = setting == "GREEN_TUNE_STUDY_STORAGE"
         what = "no database" if study else "a folder, which MLflow 3 no longer accepts"
-        raise StoreError(f"{url} is {what}; use sqlite:///FILE, a server's URL, or unset {setting}")
+        raise StoreError(
+            f"{secrecy.hide(url)} is {what}; use sqlite:///FILE, a server's URL, or unset {setting}"
+        )
 
 
 def _setting(url: str) -> str:
@@ -119,10 +139,61 @@ def make_whole(url: str, make: Callable[[str], object]) -> None:
     draft.replace(path)
 
 
+def address(url: str) -> str:
+    """A store's address without the user, password and query that it may hold."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def state_folder(name: str = "") -> Path:
+    """Where this user's commands keep what outlives them; or one kind of it, by its name."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "green-tune" / name
+
+
+def patience_s() -> float:
+    """How long a result waits for a store that is away: GREEN_TUNE_PATIENCE_S.
+
+    Raises:
+        ConfigError: it is no number of seconds.
+    """
+    asked = os.environ.get("GREEN_TUNE_PATIENCE_S", str(PATIENCE_S))
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"GREEN_TUNE_PATIENCE_S={asked} is no number of seconds")
+    return seconds
+
+
+def patiently(call: Callable[[], T], away: Callable[[Exception], str]) -> T:
+    """Calls until a store answers, for `patience_s` at the most.
+
+    `away` says in words that nobody answered, and "" of other errors, which are raised.
+
+    Raises:
+        StoreAway: nobody has answered.
+    """
+    wait_s, until_s = FIRST_WAIT_S, time.monotonic() + patience_s()
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            why = away(error)
+            if not why:
+                raise
+            if time.monotonic() > until_s:
+                raise StoreAway(why) from None
+            log.warning("%s, trying on", why)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
 def _hide(url: str) -> str:
-    """`url` without the user and password it may hold."""
+    """`url` without the user, password and query that it may hold."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _check_folder(folder: Path, setting: str) -> None:

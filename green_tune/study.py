@@ -7,7 +7,6 @@ says what a lost trial had come to, and which proposals are too dear.
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +18,7 @@ from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from green_tune import encoding, samplers, storage, worker
+from green_tune import encoding, samplers, secrecy, storage, store, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.space import Space
 
@@ -29,8 +28,6 @@ T = TypeVar("T")
 OBJECTIVES = ("val_loss", "emissions_kg")
 ATTEMPTS = 3  # of one trial; what takes its worker with it three times would do so for ever
 REFUSALS = 8  # proposals in a row that are too dear, before the sweep ends
-PATIENCE_S = 300.0  # a result waits so long for a database that is away
-FIRST_WAIT_S = 0.5
 AWAY = (SQLAlchemyError, OptunaError, StoreError)
 
 # Attributes of a trial in the study; optuna-dashboard shows them.
@@ -89,30 +86,29 @@ class Study:
     @property
     def parent_run(self) -> str:
         """The run under which all of its trials are; empty before there is one."""
-        return str(self._study.user_attrs.get(PARENT, ""))
+        return str(_patiently(lambda: self._study.user_attrs).get(PARENT, ""))
 
     def adopt(self, run_id: str, instead_of: str = "") -> str:
         """The run under which all trials are: this one, unless another worker was faster."""
         with self._locked():
             if self.parent_run in ("", instead_of):
-                self._study.set_user_attr(PARENT, run_id)
+                _patiently(lambda: self._study.set_user_attr(PARENT, run_id))
             return self.parent_run
 
     def missing(self, total: int) -> int:
         """How many trials the study lacks; those that other workers are at are taken as there."""
-        there = self._study.get_trials(deepcopy=False)
-        return max(0, total - sum(_counts(trial) for trial in there))
+        return max(0, total - sum(_counts(trial) for trial in self._trials()))
 
     def others(self) -> list[str]:
         """The workers that have a trial under way, this process excepted."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = self._trials(TrialState.RUNNING)
         found = dict.fromkeys(str(trial.user_attrs.get(WORKER, "")) for trial in running)
         alive = [each for each in found if each and not worker.is_dead(each)]
         return [each for each in alive if each != worker.this()]
 
     def failures(self) -> list[str] | None:
         """Why each trial failed, if all that ended did; None where one went well."""
-        ended = self._study.get_trials(deepcopy=False)
+        ended = self._trials()
         if any(trial.state == TrialState.COMPLETE for trial in ended):
             return None
         failed = [t for t in ended if t.state == TrialState.FAIL and _counts(t)]
@@ -180,7 +176,7 @@ class Study:
 
     def fail(self, trial: Trial, why: str) -> None:
         """The trial has no result, by its own fault: it counts, and is not tried again."""
-        self._close(trial, {REASON: why})
+        self._close(trial, {REASON: secrecy.hide(why)})
 
     def give_up(self, trial: Trial, why: str, settle: Settle) -> None:
         """This worker ends; its trial is told if it had come to an end before, else tried again.
@@ -192,6 +188,11 @@ class Study:
                 self._settle(self._frozen(trial), settle, why)
         except AWAY as error:
             log.warning("trial %d is left to the next worker: %s", trial.number, _kind(error))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in some states, or all."""
+        wanted = states or None
+        return _patiently(lambda: self._study.get_trials(deepcopy=False, states=wanted))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -287,7 +288,7 @@ class Study:
             }
             self._study.enqueue_trial(params, user_attrs=notes)
         with suppress(ValueError, UpdateFinishedTrialError):  # by the worker itself, this moment
-            self._note(trial, {AGAIN: again, REASON: why})
+            self._note(trial, {AGAIN: again, REASON: secrecy.hide(why)})
             self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _put_back(self, trial: Trial) -> bool:
@@ -300,7 +301,7 @@ class Study:
         return True
 
     def _has_queued(self) -> bool:
-        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return bool(self._trials(TrialState.WAITING))
 
     def _is_queued(self, number: int) -> bool:
         trials = self._study.get_trials(deepcopy=False)
@@ -395,19 +396,14 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """Calls until the database answers, for PATIENCE_S at the most."""
-    wait_s, until_s = FIRST_WAIT_S, time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return call()
-        except AWAY as error:
-            if isinstance(error, UpdateFinishedTrialError):
-                raise
-            if time.monotonic() > until_s:  # the error's own text may hold a part of a password
-                raise StoreError(f"the study's storage does not answer: {_kind(error)}") from None
-            log.warning("the study's storage does not answer, trying on: %s", _kind(error))
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, PATIENCE_S / 10)
+    """Calls until the database answers; an error's own text may hold a part of a password."""
+
+    def away(error: Exception) -> str:
+        if not isinstance(error, AWAY) or isinstance(error, UpdateFinishedTrialError):
+            return ""
+        return f"the study's storage does not answer: {_kind(error)}"
+
+    return store.patiently(call, away)
 
 
 def _kind(error: Exception) -> str:

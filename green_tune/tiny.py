@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def _output_std(name: str) -> float:
     return float(_shape(name)["hidden_size"] ** -0.5)
 
 
+@cache
 def _texts() -> list[str]:
     examples = [
         task.example(row) for task in TASKS.values() for row in samples.rows(task.name, "train")

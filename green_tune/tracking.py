@@ -10,11 +10,14 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
@@ -23,19 +26,23 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.tracking.context.registry import resolve_tags
+from sqlalchemy.pool import NullPool
 
-from green_tune import gates, heartbeat, reading, stop, store, worker
-from green_tune.errors import StoreError
+from green_tune import gates, heartbeat, reading, secrecy, spool, stop, store, worker
+from green_tune.delivery import Delivery, named
+from green_tune.errors import StoreAway, StoreError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
-from green_tune.query import Query
+from green_tune.query import KINDS, Query
 from green_tune.reading import PARENT
 from green_tune.results import FRONT, KIND, SESSION_KINDS, STUDY, WORKER, RunRecord
-from green_tune.run import ERROR, SESSIONS, STATUS, Run, line, named, read_text
+from green_tune.run import ERROR, SESSIONS, STATUS, Run, read_text
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 NOTE = "mlflow.note.content"
 AS_OF_LAST = "as of its last validation; the rest is known on the machine where it ran"
+FORETELLING = 200  # runs: enough for a fit and for an interval, and read in a moment
 RESUMPTION = "resumption"  # the kind of a launcher's run whose training goes on in another
 MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobody named
 
@@ -43,15 +50,18 @@ MLFLOWS_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # what it calls a run that nobo
 class Tracker:
     """The store of runs behind one MLflow tracking URI.
 
-    Every method raises StoreError when the store does not answer.
+    Making one raises StoreAway when the store does not answer. From then on results are at stake:
+    every method waits for it, for `store.patience_s` at the most, and then raises the same.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         with named(), store.made_by_one(uri):
+            _check_login(uri)
             store.make_whole(uri, lambda draft: MlflowClient(draft).search_experiments())
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
+            self.deliver()
             self.close_dead()
 
     @contextmanager
@@ -72,8 +82,7 @@ class Tracker:
         A run with a parent is one of its `own`, unless it may be the launcher's.
         """
         tags = {KIND: kind, WORKER: worker.this()} | dict(tags or {})
-        with named():
-            run = self._open(name, tags, parent, adopts=not (parent and own))
+        run = self._ask(lambda: self._open(name, tags, parent, adopts=not (parent and own)))
         with _written(run, asked or {}):
             yield run
 
@@ -83,8 +92,7 @@ class Tracker:
 
         The launcher's run, where there is one, says where to look, and is in no table.
         """
-        with named():
-            run = self._reopen(run_id)
+        run = self._ask(lambda: self._reopen(run_id))
         note = {NOTE: f"goes on in run {run.id}"}
         with _written(run, {}), self.adopted(RESUMPTION, run.name, {}, note):
             yield run
@@ -148,11 +156,8 @@ class Tracker:
         """The study's own run; opened again, unless another worker has it open."""
         record = self.get(run_id)
         if record.status == "RUNNING" and not worker.is_dead(record.tags.get(WORKER, "")):
-            run = Run(self._client, run_id, self.experiment_id, record.name)
-            run.sessions = 2  # its curves have others' points
-            return run
-        with named():
-            return self._reopen(run_id)
+            return self._run(run_id, self.experiment_id, record.name, sessions=2)  # others' points
+        return self._ask(lambda: self._reopen(run_id))
 
     def _leave(self, run: Run, others: Sequence[str]) -> None:
         """Leaves a study's run to another worker, which will close it; or as one that went well.
@@ -160,13 +165,23 @@ class Tracker:
         What it says of an end is then no longer true, be it this session's or another's before.
         """
         if others:
-            run.set_tags({WORKER: others[0]})
-            with named():
-                self._client.update_run(run.id, "RUNNING")
+            self._ask(lambda: self._client.set_tag(run.id, WORKER, others[0]))
+            self._ask(lambda: self._client.update_run(run.id, "RUNNING"))
         tags = self.get(run.id).tags
-        for key in {STATUS, ERROR} & tags.keys() if others else {ERROR} & tags.keys():
-            with named():
-                self._client.delete_tag(run.id, key)
+        self._untag(run.id, {STATUS, ERROR} & tags.keys() if others else {ERROR} & tags.keys())
+
+    def _untag(self, run_id: str, keys: Iterable[str]) -> None:
+        """Takes tags off a run; another worker may have taken them off meanwhile."""
+
+        def take_off(key: str) -> None:
+            try:
+                self._client.delete_tag(run_id, key)
+            except MlflowException as error:
+                if not _is_missing(error):
+                    raise
+
+        for key in keys:
+            self._ask(partial(take_off, key))
 
     def bury(self, run_id: str) -> RunRecord | None:
         """Closes a run whose worker died, wherever it was; None where there is no such run.
@@ -176,6 +191,7 @@ class Tracker:
         """
         if not (run_id and self.has(run_id)):
             return None
+        self.deliver()
         record = self.get(run_id)
         if self._is_open(run_id) and not worker.is_alive(record.tags.get(WORKER, "")):
             self._bury(record)
@@ -183,22 +199,24 @@ class Tracker:
 
     def _is_open(self, run_id: str) -> bool:
         """By MLflow's own status, which is the last thing that the end of a run writes."""
-        with named():
-            return str(self._client.get_run(run_id).info.status) == "RUNNING"
+        return str(self._ask(lambda: self._client.get_run(run_id)).info.status) == "RUNNING"
 
     def has(self, run_id: str) -> bool:
         """Whether there is such a run, and nobody has deleted it."""
-        try:
-            return str(self._client.get_run(run_id).info.lifecycle_stage) == LifecycleStage.ACTIVE
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                return False
-            raise StoreError(f"the tracking store cannot be used: {line(error)}") from error
+
+        def stage() -> str:
+            try:
+                return str(self._client.get_run(run_id).info.lifecycle_stage)
+            except MlflowException as error:
+                if _is_missing(error):
+                    return ""
+                raise
+
+        return self._ask(stage) == LifecycleStage.ACTIVE
 
     def get(self, run_id: str) -> RunRecord:
         """One run as it stands in the store."""
-        with named():
-            return reading.record(self._client.get_run(run_id))
+        return self._ask(lambda: reading.record(self._client.get_run(run_id)))
 
     def find(self, query: Query) -> list[RunRecord]:
         """The runs that `query` selects, in all experiments, oldest first.
@@ -208,27 +226,32 @@ class Tracker:
         Raises:
             ConfigError: MLflow cannot read the query's own filter; with what it says.
         """
-        with named():
-            return reading.find(self._client, query)
+        return self._ask(lambda: reading.find(self._client, query))
+
+    def newest(self, gpu_type: str = "") -> list[RunRecord]:
+        """The last runs on such a device, probes among them: by which the next one is foretold.
+
+        Without a device: those on all GPUs.
+        """
+        gpus = "" if gpu_type else "tags.gpu_type != 'cpu'"
+        kinds = (*KINDS, "probe")
+        return self.find(Query(gpu=gpu_type, filter=gpus, kinds=kinds, newest=FORETELLING))
 
     def read_text(self, run_id: str, name: str) -> str | None:
         """A text that a run holds as an artifact; None where it has none of that name."""
-        with named():
-            return read_text(self._client, run_id, name)
+        return self._ask(lambda: read_text(self._client, run_id, name))
 
     def place(self, run_id: str) -> str:
         """Where a run's artifacts are: a folder of this machine, or an address."""
-        with named():
-            uri = str(self._client.get_run(run_id).info.artifact_uri)
+        uri = str(self._ask(lambda: self._client.get_run(run_id)).info.artifact_uri)
         return unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
 
     def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the experiment that this tracker writes to, where a user has set no other."""
-        with named():
-            there = self._client.get_experiment(self.experiment_id).tags
-            for key, text in tags.items():
-                if key not in there:
-                    self._client.set_experiment_tag(self.experiment_id, key, text)
+        there = self._ask(lambda: self._client.get_experiment(self.experiment_id)).tags
+        for key, text in tags.items():
+            if key not in there:
+                self._ask(partial(self._client.set_experiment_tag, self.experiment_id, key, text))
 
     def mark_front(self, records: Sequence[RunRecord], front: Sequence[RunRecord]) -> None:
         """Tags each record with whether it is on the front, where that has changed."""
@@ -236,8 +259,19 @@ class Tracker:
         for record in records:
             text = str(record.run_id in on_front).lower()
             if record.tags.get(FRONT) != text:
-                with named():
-                    self._client.set_tag(record.run_id, FRONT, text)
+                self._ask(partial(self._client.set_tag, record.run_id, FRONT, text))
+
+    def deliver(self) -> None:
+        """Writes what processes that are gone have left on this machine's disk for this store."""
+        for left in spool.left_for(store.address(self.uri)):
+            about, count = left.about, len(left)
+            delivery = Delivery(self._client, about.run_id, about.sessions)
+            try:
+                left.deliver(delivery.perform)
+            except StoreAway as error:
+                log.warning("%s waits on in %s: %s", about.name, left.folder, error)
+            else:
+                log.warning("%s: the %d writes that waited here are delivered", about.name, count)
 
     def close_dead(self) -> None:
         """Closes the runs that killed processes of this machine left open."""
@@ -260,7 +294,7 @@ class Tracker:
             self._write_last(record)
 
     def _write_last(self, record: RunRecord) -> None:
-        run = Run(self._client, record.run_id, "", record.name)
+        run = self._run(record.run_id, "", record.name)
         measurement = heartbeat.last(run.id)
         if measurement:
             judged = replace(
@@ -294,29 +328,57 @@ class Tracker:
     def _reopen(self, run_id: str) -> Run:
         """Takes a closed run up again: first as ours, so that nobody buries it, then as open."""
         found = self._client.get_run(run_id)
-        run = Run(self._client, run_id, found.info.experiment_id, str(found.info.run_name))
-        run.sessions = int(found.data.tags.get(SESSIONS, "1")) + 1
+        sessions = int(found.data.tags.get(SESSIONS, "1")) + 1
+        where, name = found.info.experiment_id, str(found.info.run_name)
+        run = self._run(run_id, where, name, sessions=sessions)
         run.spent_kg = found.data.metrics.get("emissions_kg", 0.0)
-        run.set_tags({WORKER: worker.this(), SESSIONS: str(run.sessions)})
-        for key in {STATUS, ERROR} & found.data.tags.keys():  # first: they would say that it ended
-            self._client.delete_tag(run_id, key)
+        for key, text in ((WORKER, worker.this()), (SESSIONS, str(sessions))):
+            self._client.set_tag(run_id, key, text)  # at once: later somebody else may be at it
+        run.read_earlier()
+        self._untag(run_id, {STATUS, ERROR} & found.data.tags.keys())  # else they say that it ended
         self._client.update_run(run_id, "RUNNING")
         return run
 
     def _open(self, name: str, tags: Mapping[str, str], parent: Run | None, *, adopts: bool) -> Run:
         lineage = {PARENT: parent.id} if parent else {}
-        adopted = os.environ.pop("MLFLOW_RUN_ID", None) if adopts else None
+        adopted = os.environ.get("MLFLOW_RUN_ID") if adopts else None
         if adopted:
-            info = self._client.get_run(adopted).info
+            found = self._client.get_run(adopted)
+            del os.environ["MLFLOW_RUN_ID"]  # not before: where nobody answers it is asked again
+            info = found.info
             if not MLFLOWS_NAME.fullmatch(info.run_name or ""):  # the user gave one: --run-name
                 name = str(info.run_name)
-            run = Run(self._client, adopted, info.experiment_id, name)
-            run.set_tags(dict(tags) | lineage | {"mlflow.runName": name})
+            run = self._run(adopted, info.experiment_id, name)
+            left = secrecy.hidden(found.data.tags)  # a git address with a token, such as
+            run.set_tags({**left, **tags, **lineage, "mlflow.runName": name})
             return run
-        made = self._client.create_run(
-            self.experiment_id, tags=resolve_tags() | lineage | tags, run_name=name
-        )
-        return Run(self._client, made.info.run_id, self.experiment_id, name)
+        context = resolve_tags()
+        about = {**context, **secrecy.hidden(context), **lineage, **tags}
+        made = self._client.create_run(self.experiment_id, tags=about, run_name=name)
+        return self._run(made.info.run_id, self.experiment_id, name)
+
+    def _run(self, run_id: str, experiment_id: str, name: str, *, sessions: int = 1) -> Run:
+        address = store.address(self.uri)
+        return Run(self._client, run_id, experiment_id, name, address=address, sessions=sessions)
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """The store's answer, which is waited for."""
+
+        def asked() -> T:
+            with named():
+                return question()
+
+        return store.patiently(asked, lambda error: str(error) * isinstance(error, StoreAway))
+
+
+def _check_login(uri: str) -> None:
+    """Of a database: MLflow would try for some hundred seconds whether a password has changed."""
+    if uri.startswith(("postgresql", "mysql")):
+        sqlalchemy.create_engine(uri, poolclass=NullPool).connect().close()
+
+
+def _is_missing(error: MlflowException) -> bool:
+    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
 
 
 @contextmanager

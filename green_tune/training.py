@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from green_tune import batches, recipe, stop
+from green_tune import batches, recipe, stop, workload
 from green_tune.batches import Micro, Schedule
-from green_tune.course import UNWATCHED, Course, Validation, Watch, from_everywhere
-from green_tune.data import Data
+from green_tune.course import UNWATCHED, Course, Validation, Watch
+from green_tune.effort import Texts
 from green_tune.errors import Stopped
-from green_tune.fit import CPU_TOKENS
-from green_tune.job import Job
-from green_tune.loading import Base, named_out_of_memory
+from green_tune.job import Found, Job
+from green_tune.loading import Base, named_out_of_memory, open_tokenizer, without_gradients
 from green_tune.loss import LabelLoss
+from green_tune.peers import from_everywhere
 from green_tune.predictor import is_out_of_memory
 from green_tune.probe import check_examples_apart
 from green_tune.results import TrainResult
 from green_tune.stepper import Stepper
-from green_tune.tokens import Encoded, Encoder
+from green_tune.tokens import Chunks, Encoded, Encoder
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,19 @@ def load(job: Job) -> "FineTuner":
     return Bench().load(job)
 
 
+def sketch(job: Job, layers: int, texts: Texts) -> "FineTuner":
+    """A base model of so many layers with random weights, and an adapter; for timing its steps.
+
+    `texts` are the job's examples as `texts_of` has made them.
+
+    Raises:
+        UsageError: its config, its tokenizer, the device or the data cannot be used.
+        OutOfMemory: it does not fit.
+    """
+    base = Base(job, layers)
+    return FineTuner(job, base.with_adapter(job), Tokens(job, base, texts), {})
+
+
 class Bench:
     """Where one training after the other is done on the same base model and data.
 
@@ -104,17 +117,30 @@ class Bench:
         return FineTuner(job, model, self._tokens, self._known)
 
 
+def texts_of(found: Found) -> tuple[Texts, bool]:
+    """The examples of a run that is only foretold, in tokens; and whether those are assumed.
+
+    Of a base model whose tokenizer is not on this machine, and whose hub cannot be asked, tokens
+    are taken to be of four characters.
+
+    Raises:
+        ModelError: the tokenizer cannot be loaded.
+        DataError: not one example fits.
+    """
+    guessed = found.source.kind == "hub" and not found.commit
+    tokenizer = Chunks() if guessed else open_tokenizer(found.source, found.commit)
+    return Texts.of(Encoder(tokenizer, found.max_seq_len), found.data), guessed
+
+
 class Tokens:
     """The data of a job in the tokens of a base model."""
 
-    def __init__(self, job: Job, base: Base) -> None:
+    def __init__(self, job: Job, base: Base, texts: Texts | None = None) -> None:
         self._made_for = self._wanted(job)
         self.tokenizer = base.tokenizer
         self.max_seq_len = _context(base.model, job.config.max_seq_len)
         self.encoder = Encoder(self.tokenizer, self.max_seq_len)
-        self.train = self.encoder.encode(job.data.train)
-        self.validation = self.encoder.encode(job.data.validation)
-        self.groups = _groups(job.data, self.train)
+        self.texts = texts or Texts.of(self.encoder, job.data)
 
     def serve(self, job: Job) -> bool:
         """Whether the job asks for the same data, in the tokens of the same base model."""
@@ -139,21 +165,22 @@ class FineTuner:
         self.loss = LabelLoss(model)
         self.tokenizer, self.encoder = tokens.tokenizer, tokens.encoder
         self.max_seq_len = tokens.max_seq_len
-        self.train, self.validation = tokens.train, tokens.validation
+        self.texts = tokens.texts
+        self.train, self.validation = tokens.texts.train, tokens.texts.validation
         self.fits = {
             "train": Fit.of(self.train, len(job.data.train)),
             "validation": Fit.of(self.validation, len(job.data.validation)),
         }
         self._known = known
         self._schedule = Schedule(
-            tokens.groups,
+            self.texts.groups,
             size=job.plan.examples,
             epochs=job.config.epochs,
             seed=job.config.seed,
             batching=job.plan.batching,  # type: ignore[arg-type]
         )
         self._to_validate: list[Micro] = []
-        self._at_once = _validated_at_once(job)
+        self._at_once = workload.validated_at_once(job.config, job.plan, job.device.kind)
         self.state: Callable[[], dict[str, Any]] = dict  # of the training, once it has begun
 
     @property
@@ -219,7 +246,7 @@ class FineTuner:
         Sum of the completion tokens' negative log-likelihoods over their number, in nats.
         """
         self.model.eval()
-        with torch.inference_mode(), named_out_of_memory(self.job):
+        with without_gradients(self.job), named_out_of_memory(self.job):
             total = self._validated()
         self.model.train()
         summed = sum(from_everywhere(total))
@@ -244,24 +271,34 @@ class FineTuner:
 
     def _validated(self) -> float:
         """The summed loss of this process's part; smaller micro-batches where they do not fit."""
+        divided = self.job.plan.shards > 1
         while True:
+            micros = self._validation_micros()
+            idle = self._idle_micros(len(micros)) if divided else []
             try:
-                return float(sum(float(self.loss(micro)) for micro in self._validation_micros()))
+                counted = sum(float(self.loss(micro)) for micro in micros)
+                for micro in idle:
+                    self.loss(micro)
+                return float(counted)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self._at_once < self.max_seq_len:
+                if not is_out_of_memory(error) or divided or self._at_once < self.max_seq_len:
                     raise
             self._at_once //= 2
             self._to_validate = []
             torch.cuda.empty_cache()
 
+    def _idle_micros(self, own: int) -> list[Micro]:
+        """What counts for nothing: of a divided base all take part in each pass of any of them."""
+        one = workload.validation_micros(self.validation[:1], self.job.plan, self._at_once)
+        most: int = max(from_everywhere(own))
+        return one * (most - own)
+
     def _validation_micros(self) -> list[Micro]:
         """This process's part of the validation set, cut once."""
         if not self._to_validate:
-            rank, plan = self.job.rank, self.job.plan
+            rank = self.job.rank
             mine = batches.shares(self.validation, rank.world)[rank.number]
-            how: Any = plan.batching
-            rows = max(1, plan.micro_batch_size * self._at_once // plan.micro_batch_tokens)
-            self._to_validate = batches.cut(mine, how, tokens=self._at_once, rows=rows)
+            self._to_validate = workload.validation_micros(mine, self.job.plan, self._at_once)
         return self._to_validate
 
 
@@ -280,24 +317,9 @@ class Fit:
         return cls(total=total, cut=cut, dropped=total - len(encoded))
 
 
-def _validated_at_once(job: Job) -> int:
-    """Tokens of a micro-batch; on a CPU the same for all steps' sizes, so that trials share one."""
-    asked = job.config.micro_batch_tokens or job.plan.batching == "padded"
-    if asked or job.device.kind != "cpu":
-        return job.plan.micro_batch_tokens
-    return max(job.plan.micro_batch_tokens, CPU_TOKENS)
-
-
 def _context(model: Any, asked: int) -> int:
     """At most what the base model was built for."""
     limit = int(getattr(model.config, "max_position_embeddings", None) or asked)
     if asked > limit:
         log.warning("max_seq_len=%d is lowered to the model's context of %d tokens", asked, limit)
     return min(asked, limit)
-
-
-def _groups(data: Data, encoded: Sequence[Encoded]) -> list[int]:
-    """The same number for examples on the same passage."""
-    numbers: dict[str, int] = {}
-    passages = [data.train[e["number"]].head + data.train[e["number"]].body for e in encoded]
-    return [numbers.setdefault(passage, len(numbers)) for passage in passages]

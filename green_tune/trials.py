@@ -14,6 +14,7 @@ from green_tune import earlier, quality
 from green_tune.bill import measured
 from green_tune.dominance import Bound
 from green_tune.errors import GreenTuneError
+from green_tune.evidence import Known
 from green_tune.experiment import Judge, fingerprint, run_experiment
 from green_tune.job import Job
 from green_tune.ledger import Ledger
@@ -71,6 +72,7 @@ class Trials:
         self._kind = kind
         self._title = title
         self._bench = bench
+        self._known: list[RunRecord] | None = None  # once it was read
 
     def repeating(self, study: Study) -> "Trials":
         """For the trials that are run again on other seeds, in a study of their own."""
@@ -87,6 +89,8 @@ class Trials:
         same = self._same(job)
         run_id = self._taken_over(job, trial, same) if same else self._measured(job, trial)
         record = self._tracker.get(run_id)
+        if self._known is not None:
+            self._known.append(record)
         self._show(record)
         self._ledger.look()
         return self._outcome(record)
@@ -116,6 +120,8 @@ class Trials:
 
     def _measured(self, job: Job, trial: Trial) -> str:
         self._warm(job, trial)
+        if self._known is None:
+            self._known = self._tracker.newest(job.device.gpu_type)
         referee = Referee(self.others(), self._bound, self._over)
         with (
             self._run(trial) as run,
@@ -128,7 +134,8 @@ class Trials:
                 if repeats
                 else Judge(ends=referee.ends, keeps=referee.keeps)
             )
-            run_experiment(job, run, bill, bench=self._bench, judge=judge)
+            known = Known(records=self._known)
+            run_experiment(job, run, bill, bench=self._bench, judge=judge, known=known)
             if referee.verdict:
                 run.set_tags({SAVED_KG: f"{referee.verdict.saved_kg:.6g}"})
         return run.id

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from postgres import Postgres
+from servers import S3
 
 from green_tune import job as jobs
 from green_tune import nvml
@@ -49,6 +51,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _subnormals() -> Iterator[None]:
+    """A training flushes subnormal numbers in its thread; other tests may need them."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in an empty folder, with none of the caller's settings."""
     for name in OURS:
@@ -80,6 +90,14 @@ def store_uri(_migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server, for all tests of the session."""
     server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    """A real S3 server, for all tests of a file."""
+    server = S3()
     yield server
     server.close()
 

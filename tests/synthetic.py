@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from green_tune.results import EVALUATIONS, RunRecord
@@ -171,3 +171,45 @@ def grid(
         for gpu in gpus
         for each in range(seeds)
     ]
+
+
+def quoted(
+    seed: int,
+    records: Sequence[RunRecord],
+    *,
+    evidence: str = "fit",
+    off: float = 0.1,
+    bias: float = 1.0,
+    factor: float = 1.2,
+) -> list[RunRecord]:
+    """The runs with a quote each, and its errors.
+
+    What came is `bias` times what was said, but for noise with a standard deviation of `off` on the
+    logarithmic scale; the interval is what was said, divided and multiplied by `factor`.
+    """
+    dice = random.Random(seed)
+    return [
+        replace(
+            record,
+            metrics={**record.metrics, **_quote(dice, record, off, bias, factor)},
+            tags={**record.tags, "quote.evidence": evidence, "quote.note": "made up"},
+        )
+        for record in records
+    ]
+
+
+def _quote(
+    dice: random.Random, record: RunRecord, off: float, bias: float, factor: float
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for figure, unit in (("runtime", "h"), ("energy", "kwh"), ("emissions", "kg")):
+        ratio = bias * math.exp(dice.gauss(0, off))
+        said = record.metrics[f"{figure}_{unit}"] / ratio
+        found |= {
+            f"quote.{figure}_{unit}": said,
+            f"quote.{figure}_low_{unit}": said / factor,
+            f"quote.{figure}_high_{unit}": said * factor,
+            f"quote.{figure}_error": ratio - 1,
+        }
+    del found["quote.emissions_error"]  # it is the energy's
+    return found

@@ -13,22 +13,26 @@ import pytest
 import yaml
 
 from entrypoints.compare import CompareConfig, compare
+from entrypoints.doctor import doctor
 from entrypoints.evaluate import EvaluateConfig, evaluate
 from entrypoints.grid import grid
 from entrypoints.predict import PredictConfig, predict
 from entrypoints.promote import PromoteConfig, promote
 from entrypoints.pull import PullConfig, pull
+from entrypoints.quote import defaults as defaults_of_quote
+from entrypoints.quote import quote
 from entrypoints.sweep import sweep
 from entrypoints.train import train
 from green_tune import grid as grids
 from green_tune import space
-from green_tune.config import SweepConfig, TrainConfig
+from green_tune.config import DoctorConfig, SweepConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 COMMANDS = {
     "main": train, "train": train, "sweep": sweep, "grid": grid, "compare": compare,
-    "promote": promote, "pull": pull, "predict": predict, "evaluate": evaluate,
+    "promote": promote, "pull": pull, "predict": predict, "evaluate": evaluate, "quote": quote,
+    "doctor": doctor,
 }  # fmt: skip
 CONFIGS = {
     "main": TrainConfig().to_params(),
@@ -40,6 +44,8 @@ CONFIGS = {
     "pull": PullConfig().to_params(),
     "predict": PredictConfig().to_params(),
     "evaluate": EvaluateConfig().to_params(),
+    "quote": defaults_of_quote(),
+    "doctor": DoctorConfig().to_params(),
 }
 HEAVY = ("torch", "transformers", "peft", "accelerate", "mlflow", "optuna", "codecarbon",
          "datasets", "matplotlib")  # fmt: skip
@@ -83,7 +89,7 @@ def test_conda_installs_what_pip_installs() -> None:
     assert all("==" in pin for pin in project["dependencies"])
 
 
-@pytest.mark.parametrize("name", ["train", "sweep", "grid", "compare"])
+@pytest.mark.parametrize("name", ["train", "sweep", "grid", "compare", "quote", "doctor"])
 def test_help_loads_nothing_heavy_and_names_every_option(name: str) -> None:
     code = (
         "import sys, runpy\n"

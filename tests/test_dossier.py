@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from synthetic import Effects, drawn, grid, run, searched
+from synthetic import Effects, drawn, grid, quoted, run, searched
 
 from green_tune import dossier, page, selection
 from green_tune.document import Document, Finding, Picture, Table
@@ -133,6 +133,38 @@ def test_names_from_a_store_are_text_on_every_page() -> None:
     html = page.to_html(document(records))
     assert "<script>alert" not in html
     assert 'href="javascript:' not in html
+
+
+def test_quotes_have_their_scoreboard_and_one_line_on_the_screen() -> None:
+    runs = quoted(0, searched(1, EFFECTS, 12))
+    cut = {k: v for k, v in runs[0].metrics.items() if not k.endswith("_error")}
+    stopped = replace(runs[0], status="KILLED", metrics=cut)
+    made = document([stopped, *runs[1:]])
+    (section,) = (each for each in made.sections if each.title == "Forecasts")
+    texts = [part for part in section.parts if isinstance(part, str)]
+    assert "1 run that did not end as quoted" in texts[0]
+    assert [part.name for part in section.parts if isinstance(part, Table)] == ["scoreboard"]
+    pictures = [part.name for part in section.parts if isinstance(part, Picture)]
+    assert pictures == ["quotes", "quotes_rolling", "forecast"]
+    lines = [line for line in made.summary if line.startswith("Quoted before they began: 11 runs")]
+    assert len(lines) == 1
+    assert dossier.in_short(made).count("Quoted before they began") == 1
+    assert page.to_html(made)
+
+
+def test_a_quote_is_judged_by_all_that_its_run_spent_though_a_comparison_cuts_that() -> None:
+    runs = quoted(0, searched(1, EFFECTS, 12))
+    phases = {f"train/{name}": 0.5 for name in ("energy_kwh", "emissions_kg", "runtime_h")}
+    mixed = [
+        replace(r, kind="trial" if n % 2 else "train", metrics={**r.metrics, **phases})
+        for n, r in enumerate(runs)
+    ]
+    cut, whole = document(mixed), document(runs)
+    assert any("training, validation and saving alone" in line for line in cut.summary)
+    said = [
+        next(line for line in made.summary if line.startswith("Quoted")) for made in (cut, whole)
+    ]
+    assert said[0] == said[1]
 
 
 def test_every_table_is_json_without_nan(whole: Document) -> None:

@@ -15,6 +15,7 @@ from green_tune.job import Job
 from green_tune.models import Source
 from green_tune.results import (
     EVALUATIONS,
+    PROCESSES,
     REUSED,
     STOPPED_EARLY,
     STUDY,
@@ -143,6 +144,7 @@ def without(metric: str) -> dict[str, float]:
         {"tags": {EVALUATIONS: to_tag(COURSE)}},
         {"tags": dict(a_run().tags) | {STOPPED_EARLY: "after step 2 of 4"}},
         {"tags": dict(a_run().tags) | {REUSED: "another"}},
+        {"tags": dict(a_run().tags) | {PROCESSES: "2"}},
         {"tags": {"energy_valid": "true"}},
         {"metrics": without("val_loss")},
         *({"metrics": without(f"{phase}/energy_kwh")} for phase in ("train", "eval", "save")),

@@ -5,19 +5,23 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from green_tune import course, heartbeat, nvml, stop, training
+from green_tune import checkpoint, course, heartbeat, nvml, peers, stop, training
 from green_tune.bill import measured
 from green_tune.emissions import CrossCheck
-from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError
+from green_tune.errors import MeasurementError, RunFailed, Stopped, StoreError, Undelivered
+from green_tune.evidence import Known
 from green_tune.experiment import Judge, run_experiment
 from green_tune.footprint import PHASES, from_csv
 from green_tune.job import Job
 from green_tune.meter import Meter
+from green_tune.query import Query
 from green_tune.ranks import Rank
 from green_tune.run import Run
 from green_tune.tracking import Tracker
@@ -27,13 +31,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(job: Job, uri: str) -> str:
-    """One experiment in a run of its own; returns the run's id even when it failed."""
+    """One experiment in a run of its own, foretold by what the store holds; the run's id."""
     tracker = Tracker(uri)
+    known = Known(records=tracker.newest(job.device.gpu_type))
     with Meter.of(job) as meter:
         meter.open()
         with tracker.run("train", "one") as current, measured(job, current, meter) as bill:
             current.set_tags({"id": current.id})
-            run_experiment(job, current, bill)
+            run_experiment(job, current, bill, known=known)
     return current.id
 
 
@@ -49,6 +54,85 @@ def test_a_run_leaves_everything_that_is_needed_to_compare_and_repeat_it(
     assert record.tags["energy_ram_method"].startswith("modelled")
 
 
+def quoted(record: Any) -> tuple[bool, bool]:
+    """Whether a run was quoted, and whether it says how far off that was."""
+    said = {"quote.runtime_h", "quote.energy_kwh", "quote.emissions_kg"} <= record.metrics.keys()
+    off = {"quote.runtime_error", "quote.energy_error"} & record.metrics.keys()
+    assert said == ("quote.evidence" in record.tags)
+    return said, bool(off)
+
+
+def test_a_run_is_quoted_before_it_starts_and_says_how_far_off_that_was(
+    make_job: MakeJob, store_uri: str
+) -> None:
+    job = make_job(country="FRA", pue=1.5, epochs=2)
+    tracker = Tracker(store_uri)
+    first, again = (tracker.get(run(job, store_uri)) for _ in range(2))
+    assert first.tags["quote.evidence"] == "table"
+    assert again.tags["quote.evidence"] == "same"
+    assert again.tags["quote.note"] == (
+        "this very config, measured here once before; interval assumed"
+    )
+    for name in ("runtime_h", "energy_kwh", "emissions_kg"):
+        assert again.metrics[f"quote.{name}"] == pytest.approx(first.metrics[name], rel=1e-9)
+    for record in (first, again):
+        figures = record.metrics
+        for name, unit in (("runtime", "h"), ("energy", "kwh")):
+            ratio = figures[f"{name}_{unit}"] / figures[f"quote.{name}_{unit}"]
+            assert figures[f"quote.{name}_error"] == pytest.approx(ratio - 1)
+        for name, unit in (("runtime", "h"), ("energy", "kwh"), ("emissions", "kg")):
+            ends = [figures[f"quote.{name}_{end}_{unit}"] for end in ("low", "high")]
+            assert ends[0] < figures[f"quote.{name}_{unit}"] < ends[1]
+        for name in ("train_steps", "useful_tokens", "processed_tokens"):
+            came = {"train_steps": "steps", "useful_tokens": "train_tokens"}.get(name, name)
+            assert figures[f"work.{name}"] == figures[came]
+        assert record.tags["model_family"] == "llama"
+
+
+def test_what_a_run_will_have_emitted_is_forecast_again_at_each_validation(
+    make_job: MakeJob, store_uri: str
+) -> None:
+    job = make_job(epochs=8, evals=4, quality_examples=0)
+    run(job, store_uri)
+    client, run_id = MlflowClient(store_uri), run(job, store_uri)
+    emitted_kg = client.get_run(run_id).data.metrics["emissions_kg"]
+    names = ("emissions_so_far_kg", "emissions_expected_kg", "val_loss")
+    spent, expected, losses = (client.get_metric_history(run_id, name) for name in names)
+    assert [p.step for p in expected] == [p.step for p in spent] == [p.step for p in losses]
+    assert len(expected) == 5
+    assert all(end.value >= so_far.value for end, so_far in zip(expected, spent, strict=True))
+    assert expected[-1].value == pytest.approx(emitted_kg, rel=0.1)
+    assert spent[0].value < emitted_kg / 2
+
+
+def test_a_run_that_went_on_in_a_second_session_says_nothing_of_its_quote(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Stopped(15)
+
+    job, tracker = make_job(quality_examples=0), Tracker(store_uri)
+
+    def session() -> None:
+        kept = checkpoint.claim(job)
+        opened = tracker.resumed(kept.run_id) if kept.run_id else tracker.run("train", "one")
+        with Meter.of(job) as meter, kept.until_the_end():
+            meter.open()
+            with opened as current, measured(job, current, meter) as bill:
+                run_experiment(job, current, bill, kept)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("green_tune.experiment._save_adapter", stopped)
+        session()
+    before = tracker.newest("cpu")
+    session()
+    (after,) = tracker.newest("cpu")
+    assert [record.run_id for record in before] == [after.run_id]
+    assert (before[0].status, after.status) == ("KILLED", "FINISHED")
+    assert quoted(before[0]) == quoted(after) == (True, False)
+    assert after.metrics["quote.energy_kwh"] == before[0].metrics["quote.energy_kwh"]
+
+
 def test_the_task_is_measured_before_and_after_in_a_phase_of_its_own_or_not_at_all(
     make_job: MakeJob, store_uri: str
 ) -> None:
@@ -58,7 +142,9 @@ def test_the_task_is_measured_before_and_after_in_a_phase_of_its_own_or_not_at_a
     assert 0 <= metrics["start_quality.accuracy"] <= 1
     assert metrics["quality/energy_kwh"] > 0
     without = Tracker(store_uri).get(run(make_job(quality_examples=0), store_uri)).metrics
-    assert not [name for name in without if "quality" in name]
+    assert [name for name in without if "quality" in name] == ["work.quality_examples"]
+    assert without["work.quality_examples"] == 0
+    assert metrics["work.quality_examples"] == 16
 
 
 def test_the_loss_of_a_run_that_stopped_early_is_that_of_its_adapter(
@@ -76,6 +162,7 @@ def test_the_loss_of_a_run_that_stopped_early_is_that_of_its_adapter(
     assert record.metrics["val_loss"] == 3.9
     assert record.tags["adapter_step"] == "2"
     assert record.tags["stopped_early"] == "after step 4 of 6"
+    assert quoted(record) == (True, False)
 
 
 @pytest.mark.parametrize("error", [RunFailed("the loss is nan"), Stopped(15), ValueError("a bug")])
@@ -92,6 +179,7 @@ def test_what_was_spent_is_logged_however_the_training_ends(
     assert failed.data.metrics["energy_kwh"] > 0
     assert failed.data.metrics["emissions_kg"] > 0
     assert "val_loss" not in failed.data.metrics
+    assert quoted(failed.data) == (True, False)
 
 
 @pytest.mark.parametrize("where", ["CrossCheck.stop", "Run.log_measurement", "Meter.keep"])
@@ -151,6 +239,7 @@ def test_a_run_of_several_nodes_that_fails_says_that_its_figures_are_one_nodes(
         raise RunFailed("the loss is nan")
 
     monkeypatch.setattr(training.FineTuner, "fit", fail)
+    monkeypatch.setattr(peers, "meet", lambda rank, device: None)  # nobody else is started
     job = replace(make_job(), rank=Rank(world=2, here=1))
     with pytest.raises(RunFailed):
         run(job, store_uri)
@@ -158,11 +247,32 @@ def test_a_run_of_several_nodes_that_fails_says_that_its_figures_are_one_nodes(
     assert failed.data.tags["energy_faults"] == "the energy of the other nodes is missing"
 
 
-def test_an_adapter_that_the_store_does_not_take_is_kept_and_its_place_named(
+def test_an_adapter_that_the_store_of_artifacts_does_not_take_waits_for_the_next_command(
     make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise MlflowException("the server is down")
+
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
+    with monkeypatch.context() as away, pytest.raises(Undelivered):
+        away.setattr(MlflowClient, "log_artifacts", refuse)
+        run(make_job(), store_uri)
+    (there,) = Tracker(store_uri).find(Query())
+    assert there.status == "FINISHED"
+    assert there.metrics["energy_kwh"] > 0
+    names = {f.path for f in MlflowClient(store_uri).list_artifacts(there.run_id, "adapter")}
+    assert "adapter/adapter_model.safetensors" in names
+
+
+def test_an_adapter_that_the_store_refuses_is_kept_and_its_place_named(
+    make_job: MakeJob, store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = MlflowClient.log_artifacts
+
+    def refuse(self: MlflowClient, run_id: str, folder: str, name: str | None = None) -> None:
+        if name == "adapter":
+            raise MlflowException("not so", error_code=INVALID_PARAMETER_VALUE)
+        take(self, run_id, folder, name)
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", refuse)
     with pytest.raises(StoreError, match="the adapter is kept in ") as caught:
@@ -197,13 +307,13 @@ def test_every_key_in_the_store_is_documented_and_every_documented_one_is_writte
     assert {key for key in documented - written if not NOT_HERE.match(key)} == set()
 
 
-# What is written by sweeps, reports, evaluations, failures, hub models, GPUs, pauses and other
-# tasks alone.
+# What is written by sweeps, reports, evaluations, probes, failures, hub models, GPUs, pauses and
+# other tasks alone.
 NOT_HERE = re.compile(
     r"overhead/|trials|hypervolume|base_model_commit|finding\.|runs_(compared|left_out)|"
     r"green_tune\.(study|trial|front|error|sessions|stopped|saved_kg|reused|retry_of|does_not_fit|adapter)|"
-    r"gpu_(power|idle|count)|paused/|energy_f(aults|lags)|stopped_early|adapter_step|"
-    r"(start_)?quality\.(exact_match|rouge)|baseline_quality|(base_)?predictions|quality_on"
+    r"gpu_(power|idle|count)|processes|paused/|energy_f(aults|lags)|stopped_early|adapter_step|"
+    r"(start_)?quality\.(exact_match|rouge)|baseline_quality|(base_)?predictions|quality_on|pace\.|quote\.sounded"
 )
 ARTIFACTS = {"energy.csv", "emissions.csv", "boamps.json", "adapter/", "checkpoints/step-N/",
              "trials.json", "front.json", "repeats.json", "invoice.md", "front.png",
@@ -246,6 +356,7 @@ def test_a_run_whose_figures_cannot_be_trusted_fails_and_keeps_its_result_and_ad
     assert failed.data.tags["energy_valid"] == "false"
     assert "CodeCarbon" in failed.data.tags["energy_faults"]
     assert failed.data.metrics["val_loss"] > 0
+    assert quoted(failed.data) == (True, False)
     assert MlflowClient(store_uri).list_artifacts(failed.info.run_id, "adapter")
 
 

@@ -132,6 +132,14 @@ def test_an_unknown_gpu_is_refused_with_the_table() -> None:
     assert all(row.name in line for row in GPUS)
 
 
+def test_an_unknown_gpu_is_refused_with_the_columns_of_a_new_row() -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose("k80", [T4], CPU)
+    _, _, columns = str(caught.value).partition("a row of hardware.GPUS needs ")
+    given = dict.fromkeys(columns.split(", "), 1)
+    assert Gpu(name="k80", **given).memory_gib == 1  # type: ignore[arg-type]
+
+
 def test_each_process_of_a_node_gets_a_gpu_of_its_own_and_all_the_same_cpu() -> None:
     two = [gpu("Tesla T4"), gpu("NVIDIA L4"), gpu("Tesla T4")]
     assert choose_for(2, "t4", two, CPU) == (two[0], two[2])

@@ -14,7 +14,7 @@ import green_tune
 from green_tune import job
 from green_tune.config import TrainConfig
 from green_tune.errors import ConfigError, DataError, HardwareMismatch, ModelError, StoreError
-from green_tune.hardware import Device
+from green_tune.hardware import GPUS, Device
 
 HEAVY = ["torch", "transformers", "peft", "accelerate", "tokenizers", "mlflow", "optuna",
          "codecarbon", "datasets", "huggingface_hub", "matplotlib", "numpy"]  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_model_of_the_table_is_refused_before_the_hub_is_asked(
 
     monkeypatch.setattr("green_tune.job._commit", asked)
     small = replace(CPU, memory_gib=16.0)
-    monkeypatch.setattr("green_tune.job._cpu", lambda: small)
+    monkeypatch.setattr("green_tune.job.this_cpu", lambda: small)
     with pytest.raises(ConfigError, match=r"llama-2-7b does not fit into Xeon.* what would fit"):
         job.prepare(TrainConfig(model="llama-2-7b", gpu="cpu"))
     with pytest.raises(AssertionError):
@@ -162,6 +162,87 @@ def test_what_does_not_exist_is_refused(
 ) -> None:
     with pytest.raises(error, match=f"^{line}"):
         job.prepare(TrainConfig.parse(asked))
+
+
+def refuse_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_reach(*_: object) -> str:
+        raise ModelError("out of reach")
+
+    monkeypatch.setattr("green_tune.job._commit", out_of_reach)
+
+
+def test_what_is_found_without_a_device_is_what_a_job_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plug_in(monkeypatch, A100)
+    config = TrainConfig(task="qa", max_train_examples=7)
+    assert job.find(config).on((A100,)) == job.prepare(config)
+
+
+def test_what_is_found_fits_on_a_device_that_is_not_here() -> None:
+    found = job.find(TrainConfig(model="llama-2-7b"), ask_hub=False)
+    alike = replace(A100, memory_gib=40, index=3)
+    made = found.on((alike,))
+    assert (made.device, made.plan.precision, made.plan.quantization) == (alike, "bf16", "none")
+    with pytest.raises(ConfigError, match="bitsandbytes"):
+        found.on((T4,), nf4=False)
+    assert found.on((T4,), nf4=True).plan.quantization == "nf4"
+
+
+def test_a_model_of_the_table_is_found_without_the_hub_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_the_hub(monkeypatch)
+    found = job.find(TrainConfig(model="gemma-2b"))
+    assert found.shape
+    assert (found.commit, found.family, found.shape.layers) == ("", "gemma", 18)
+    with pytest.raises(ModelError, match="out of reach"):
+        job.find(TrainConfig(model="owner/name"))
+
+
+def test_the_hub_is_not_asked_where_it_must_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("green_tune.job._commit", asked)
+    found = job.find(TrainConfig(model="owner/name"), ask_hub=False)
+    assert (found.commit, found.shape, found.family) == ("", None, "")
+    assert job.find(TrainConfig(model="mistral-7b"), ask_hub=False).shape
+
+
+def test_devices_are_those_of_a_list_and_whether_each_is_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plug_in(monkeypatch, replace(A100, uuid="GPU-1"), T4)
+    found = job.devices("L4, t4,a100")
+    assert [(device.gpu_type, here) for device, here in found] == [
+        ("l4", False), ("t4", True), ("a100-40", True), ("a100-80", False),
+    ]  # fmt: skip
+    assert found[2][0].uuid == "GPU-1"
+    assert found[3][0].memory_gib == 80
+
+
+def test_auto_is_this_machine_first_and_then_the_whole_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without = job.devices("auto")
+    assert [here for _, here in without] == [True] + [False] * len(GPUS)
+    assert without[0][0].gpu_type == "cpu"
+    plug_in(monkeypatch, T4)
+    (first, here), *others = job.devices("auto")
+    assert (first, here) == (T4, True)
+    assert not any(here for _, here in others)
+    assert {device.gpu_type for device, _ in others} == {gpu.name for gpu in GPUS} - {"t4"}
+
+
+def test_the_cpu_can_stand_beside_gpus_and_a_name_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plug_in(monkeypatch, T4)
+    names = [(device.gpu_type, here) for device, here in job.devices("cpu,t4,t4,cpu")]
+    assert names == [("cpu", True), ("t4", True)]
+    with pytest.raises(ConfigError, match="gpu=k80 is unknown"):
+        job.devices("t4,k80")
 
 
 def test_a_store_that_cannot_be_used_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

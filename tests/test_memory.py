@@ -125,3 +125,15 @@ def test_one_token_more_than_the_most_does_not_fit(
         assert estimate(shape, replace(choices, tokens=most)).total_gib <= memory_gib
     if most < at_most:
         assert estimate(shape, replace(choices, tokens=most + 1)).total_gib > memory_gib
+
+
+def test_divided_weights_are_those_of_the_layers_and_three_layers_are_there_at_once() -> None:
+    whole = estimate(LLAMA, HALF)
+    for shards in (2, 8):
+        part = estimate(LLAMA, replace(HALF, shards=shards))
+        layers_gib = 2 * LLAMA.linear_parameters / 2**30
+        saved = whole.weights_gib - part.weights_gib
+        assert saved == pytest.approx(layers_gib * (1 - 1 / shards))
+        more = part.workspace_gib - whole.workspace_gib
+        assert more == pytest.approx(3 * layers_gib / LLAMA.layers)
+        assert (part.adapter_gib, part.optimizer_gib) == (whole.adapter_gib, whole.optimizer_gib)

@@ -42,6 +42,7 @@ def test_a_plan_is_written_with_a_reason_for_each_choice() -> None:
         "plan.checkpointing": "false",
         "plan.compile": "false",
         "plan.kernels": "liger",
+        "plan.shards": "1",
         "plan.memory_gib": "14.25",
         "plan.reasons": "fp16: bf16 would be emulated; "
         "nf4: 16-bit weights leave no room for 512 tokens; "
@@ -149,6 +150,41 @@ def test_several_processes_share_a_step_equally_or_not_at_all(
 def test_what_cannot_be_planned_is_refused(asked: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=f"^{line}"):
         make_plan(TrainConfig(model="llama-2-7b", **asked), T4, LLAMA)
+
+
+def divided(divisions: tuple[int, ...], device: Device = T4, **asked: Any) -> Plan:
+    config = TrainConfig(model="llama-2-7b", **asked)
+    return make_plan(config, device, LLAMA, processes=4, divisions=divisions, nf4=True, liger=True)
+
+
+def test_a_base_that_does_not_fit_one_gpu_is_divided_among_as_few_as_it_fits() -> None:
+    made = divided((1, 2, 4))
+    assert (made.shards, made.quantization, made.kernels) == (2, "none", "torch")
+    assert made.memory_gib <= fit.usable_gib(T4)
+    assert "layers divided among 2 processes, a part in each: it does not fit otherwise" in (
+        made.reasons
+    )
+    assert divided((1, 2, 4), L4).shards == 1
+
+
+@pytest.mark.parametrize("asked", [{"quantization": "nf4"}, {"use_dora": True}, {"compile": True}])
+def test_what_needs_whole_weights_has_them(asked: dict[str, Any]) -> None:
+    assert divided((1, 2), **asked).shards == 1
+    with pytest.raises(ConfigError, match="with a base model that is divided among processes"):
+        divided((2,), **asked)
+
+
+def test_what_the_launcher_asks_to_divide_is_divided() -> None:
+    made = divided((4,), L4)
+    assert made.shards == 4
+    assert made.reasons[-1] == "layers divided among 4 processes, a part in each: asked for"
+
+
+def test_a_base_that_does_not_fit_divided_either_is_refused() -> None:
+    small = a_gpu("NVIDIA A10", (8, 6), 5)
+    line = "llama-2-7b does not fit into NVIDIA A10, 5 GiB, its layers divided among 2 processes: "
+    with pytest.raises(ConfigError, match=f"^{line}needs .*another GPU"):
+        divided((1, 2), small, quantization="none")
 
 
 def test_nf4_on_a_cpu_is_refused_as_such_however_small_it_is() -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ def predicted(tuner: FineTuner, rows: Sequence[dict[str, Any]]) -> list[str]:
     ask = quality._weighed if tuner.job.task.quality == "labels" else quality._generated
     with quality._inference(tuner):
         return list(ask(tuner, examples).values())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Half the time of two on models this small: other tests have the other core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,30 @@ def test_of_two_nodes_with_two_processes_each_two_measure_and_one_writes() -> No
     assert {(rank.world, rank.here) for rank in ranks} == {(4, 2)}
 
 
+@pytest.mark.parametrize(
+    ("rank", "divisions"),
+    [
+        (Rank(), (1,)),
+        (Rank(number=1, world=4, local=1, here=4), (1, 4)),
+        (Rank(number=1, world=8, local=1, here=4), (1, 4, 8)),  # a node's first: they are closer
+        (Rank(number=1, world=2, local=0, here=1), (1, 2)),
+        (Rank(number=1, world=3, local=1, here=2), (1, 3)),  # nodes that are not alike
+        (Rank(number=1, world=8, local=1, here=4, shards=True), (4, 8)),
+        (Rank(shards=True), (1,)),  # nobody to share with
+    ],
+)
+def test_a_base_may_be_divided_among_a_node_or_among_all(
+    rank: Rank, divisions: tuple[int, ...]
+) -> None:
+    assert rank.divisions == divisions
+
+
+def test_accelerates_wish_to_shard_is_heard() -> None:
+    several = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    assert this(several | {"ACCELERATE_USE_FSDP": "true"}).shards
+    assert not this(several).shards
+
+
 @pytest.mark.parametrize("alone", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}])
 def test_variables_that_something_else_has_left_behind_start_nothing(alone: dict[str, str]) -> None:
     assert this(alone) == Rank()

@@ -296,3 +296,31 @@ def test_a_trial_that_was_ended_says_why_on_its_line() -> None:
     why = {"stopped_early": "after step 5 of 10", "green_tune.stopped": "dominated by #4: ..."}
     line = summary.trial_line(replace(BEATEN, tags={**BEATEN.tags, **why}))
     assert line.endswith("\n  ended after step 5 of 10: dominated by #4: ...")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "error", "line"),
+    [
+        ("same", 0.08, "by the same config: 8% more came"),
+        ("fit", -0.114, "by a fit to this store: 11% less came"),
+        ("table", None, "by the table of GPUs"),
+    ],
+)
+def test_a_run_says_what_it_was_quoted_and_how_far_off_that_was(
+    evidence: str, error: float | None, line: str
+) -> None:
+    said = {"": 0.004, "low_": 0.002, "high_": 0.008}
+    metrics = {**BEST.metrics, **{f"quote.emissions_{end}kg": kg for end, kg in said.items()}}
+    if error is not None:
+        metrics["quote.energy_error"] = error
+    tags = {
+        "quote.evidence": evidence,
+        "quote.note": "a fit; interval from the errors of 12 quotes",
+    }
+    run = replace(BEST, metrics=metrics, tags={**BEST.tags, **tags})
+    shown = report.run_summary(run).splitlines()
+    at = shown.index(
+        "quoted    0.004 kg CO2e (0.002 to 0.008, interval from the errors of 12 quotes)"
+    )
+    assert shown[at + 1] == f"          {line}"
+    assert "quoted" not in report.run_summary(BEST)

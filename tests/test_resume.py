@@ -320,5 +320,6 @@ def test_a_store_that_is_away_is_no_run_that_is_gone(
 
     tracker = Tracker(store_uri)
     monkeypatch.setattr(MlflowClient, "get_run", refuse)
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
     with pytest.raises(StoreError, match="the server is down"):
         tracker.has("0" * 32)

@@ -196,27 +196,6 @@ def test_losses_and_kilograms_that_are_far_apart_have_logarithmic_axes() -> None
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
 
 
-def test_a_forecast_has_its_diagonal_and_how_far_off_it_was() -> None:
-    rows = [("a", 10.0, 9.0, "GiB"), ("a", 10.0, 12.0, "GiB"), ("b", 4.0, 2.0, "h")]
-    figure, words = shown(scatters.forecast_figure(rows, "s"))
-    gib, hours = figure.axes
-    assert sorted(places(gib)) == [(10, 9), (10, 12)]
-    assert places(hours) == [(4, 2)]
-    assert gib.get_xlim() == gib.get_ylim() == (gib.lines[0].get_xdata()[0],
-                                                gib.lines[0].get_xdata()[1])  # fmt: skip
-    assert words == (
-        "a (GiB): the actual figure was 1.05 times the forecast in the median of 2 (0.90 to 1.20); "
-        "b (h): the actual figure was 0.50 times the forecast."
-    )
-
-
-def test_a_forecast_of_nothing_is_said_and_none_is_drawn_of_no_rows() -> None:
-    assert scatters.forecast_figure([], "s") is None
-    assert scatters.forecast_figure([("a", float("nan"), 1.0, "h")], "s") is None
-    _, words = shown(scatters.forecast_figure([("a", 0.0, 0.0, "h")], "s"))
-    assert words == "h: forecast 0 for 1."
-
-
 def test_without_figures_there_is_no_scatter() -> None:
     bare = [replace(record, metrics={}) for record in RECORDS]
     for records in ([], bare):
@@ -236,10 +215,6 @@ def test_names_of_a_store_are_no_formulas() -> None:
         assert canvas.to_svg(figure, "a", themed=True)
     _, words = shown(scatters.fronts_figure(records, "s"))
     assert f"{model}, {task}: least" in words
-    rows = [(r"$\x", 1.0, 1.0, r"$_{"), ("_b", 1.0, 2.0, r"$_{")]
-    figure, words = shown(scatters.forecast_figure(rows, "s"))
-    assert canvas.to_png(figure)
-    assert words.startswith(r"$\x ($_{)")
 
 
 def test_ten_thousand_runs_are_drawn_without_links_and_few_are_seen_among_them() -> None:

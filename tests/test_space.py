@@ -108,6 +108,41 @@ def test_what_cannot_vary_is_refused_with_what_can(asked: dict[str, Any]) -> Non
     assert all(dim in line for dim in SPACE)
 
 
+SHARES = st.integers(0, 999).map(lambda number: number / 1000)
+DIMENSIONS = ["epochs=1..3", "batch_size=2..32", "batch_size=7,2,31", "learning_rate=5e-5..2e-3",
+              "warmup_steps=0..0"]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(text=st.sampled_from(DIMENSIONS), share=SHARES)
+def test_a_share_of_the_way_through_a_dimension_is_one_of_its_values(
+    text: str, share: float
+) -> None:
+    found = dimension(*text.split("="))
+    assert found.at(share) in found
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("epochs=1..3", [1, 2, 3]),
+        ("batch_size=4..32", [4, 8, 16, 32]),
+        ("batch_size=31,2,7", [31, 2, 7]),
+    ],
+)
+def test_equal_shares_have_one_value_each_from_the_first_to_the_last(
+    text: str, values: list[int]
+) -> None:
+    found = dimension(*text.split("="))
+    middles = [(number + 0.5) / len(values) for number in range(len(values))]
+    assert [found.at(share) for share in middles] == values
+
+
+def test_half_of_the_way_on_a_logarithmic_scale_is_the_geometric_mean() -> None:
+    found = dimension("learning_rate", "1e-5..1e-3")
+    assert [found.at(share) for share in (0, 0.5)] == pytest.approx([1e-5, 1e-4])
+
+
 def test_dots_in_a_text_are_no_range() -> None:
     assert split({"data": "../reviews"})[0].data == "../reviews"
 

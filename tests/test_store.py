@@ -4,12 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 
 from green_tune import store
-from green_tune.errors import StoreError
+from green_tune.errors import ConfigError, StoreAway, StoreError
 from green_tune.store import check_reachable, study_url, tracking_uri
 
 TRACKING, STUDY = "MLFLOW_TRACKING_URI", "GREEN_TUNE_STUDY_STORAGE"
@@ -217,3 +218,29 @@ def test_postgresql_is_spoken_to_with_the_driver_that_is_installed(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{given}://me:pw@host:5433/runs")
     assert store.tracking_uri() == "postgresql+psycopg2://me:pw@host:5433/runs"
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+def test_a_patience_that_is_no_number_is_said_before_anything_is_waited_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", text)
+    with pytest.raises(ConfigError, match=f"GREEN_TUNE_PATIENCE_S={text} is no number of seconds"):
+        store.check_reachable(store.tracking_uri())
+
+
+def test_a_store_that_answers_within_the_patience_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "FIRST_WAIT_S", 0.0)
+    errors: Iterator[Exception] = iter([OSError("away"), OSError("away"), ValueError("wrong")])
+
+    def call() -> None:
+        raise next(errors)
+
+    with pytest.raises(ValueError, match="wrong"):
+        store.patiently(call, lambda error: str(error) * isinstance(error, OSError))
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
+    errors = repeat(OSError("away"))
+    with pytest.raises(StoreAway, match="away"):
+        store.patiently(call, str)

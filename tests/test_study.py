@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from postgres import Postgres
 from sqlalchemy.exc import OperationalError
 
-from green_tune import encoding, storage, study, worker
+from green_tune import encoding, storage, store, study, worker
 from green_tune.errors import ConfigError, StoreError
 from green_tune.space import SPACE
 from green_tune.study import ATTEMPTS, IMPUTED, REFUSALS, Outcome, Settle, Study, Trial, open_study
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(store, "FIRST_WAIT_S", 0.0)
 
 
 def a_study(url: str, **changed: Any) -> Study:
@@ -429,8 +429,8 @@ def test_a_server_that_is_away_for_a_while_costs_no_result_and_ends_no_sweep(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(study, "FIRST_WAIT_S", 0.1)
-    monkeypatch.setattr(study, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(store, "FIRST_WAIT_S", 0.1)
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "60")
     own = a_study(postgres_url)
     trial = claimed(own)
     for use in (lambda: own.tell(trial, OUTCOME), lambda: claimed(own)):
@@ -513,7 +513,7 @@ def test_a_database_that_is_away_while_a_trial_is_claimed_leaves_none_that_nobod
 def test_a_database_that_stays_away_is_given_up(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = a_study(file)
     trial = claimed(own)
-    monkeypatch.setattr(study, "PATIENCE_S", 0.0)
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
     monkeypatch.setattr(own._study, "tell", fail_at(range(1, 99), own._study.tell, away()))
     with pytest.raises(StoreError, match="does not answer"):
         own.tell(trial, OUTCOME)

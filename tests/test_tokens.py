@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from green_tune.errors import DataError, ModelError
 from green_tune.tasks import Example
-from green_tune.tokens import Encoded, Encoder
+from green_tune.tokens import Chunks, Encoded, Encoder
 
 START, END = 0, 1
 TEXTS = st.text("ab é\n𝄞the", max_size=40)
@@ -126,6 +126,38 @@ def test_examples_that_cannot_fit_are_left_out_and_the_others_keep_their_order()
 def test_a_length_that_fits_nothing_is_named(hopeless: Example) -> None:
     with pytest.raises(DataError, match="not one example fits into max_seq_len=20 tokens"):
         encode([hopeless], 20)
+
+
+def assumed(examples: Sequence[Example], length: int = 512) -> list[Encoded]:
+    """In the tokens of a tokenizer that is not on this machine."""
+    return Encoder(Chunks(), length).encode(examples)
+
+
+@given(EXAMPLES)
+def test_without_a_tokenizer_four_characters_are_a_token(one: Example) -> None:
+    (found,) = assumed([one])
+    answer, prompt = (-(-len(text) // 4) for text in (one.completion, one.prompt))
+    assert found["labelled"] == answer + 1
+    assert abs(len(found["input_ids"]) - (1 + prompt + answer + 1)) <= 2  # its three parts, alone
+    assert found["completion_bytes"] == len(one.completion.encode())
+
+
+def test_what_texts_share_they_share_as_assumed_tokens() -> None:
+    passage = "The river rises in the hills. "
+    first, second, other = assumed(
+        [example(passage * 3, tail=tail) for tail in ("Where?\n", "Whither?\n")]
+        + [example("A river falls from the hills. " * 3)]
+    )
+    same = [a == b for a, b in zip(first["input_ids"], second["input_ids"], strict=False)]
+    assert same.index(False) >= 1 + len(passage * 3) // 4
+    assert first["input_ids"][1] != other["input_ids"][1]
+
+
+def test_an_assumed_text_is_cut_to_the_length_as_any_other() -> None:
+    (one,) = assumed([example("x" * 400)], 20)
+    assert (len(one["input_ids"]), one["cut"]) == (20, True)
+    with pytest.raises(DataError, match="not one example fits into max_seq_len=16 tokens"):
+        assumed([example("a", "x" * 80)], 16)
 
 
 def test_a_mark_that_stands_in_a_text_is_only_text() -> None:

@@ -1,4 +1,5 @@
 import gc
+import json
 import logging
 import os
 import time
@@ -12,11 +13,19 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from green_tune import reading, worker
-from green_tune.errors import ConfigError, RunFailed, Stopped, StoreError
+from green_tune import reading, spool, store, worker
+from green_tune.errors import (
+    ConfigError,
+    RunFailed,
+    Stopped,
+    StoreAway,
+    StoreError,
+    Undelivered,
+)
 from green_tune.query import EVERY, EXPERIMENT, Query
-from green_tune.results import KIND, STUDY
-from green_tune.run import Run
+from green_tune.results import KIND, STUDY, WORKER
+from green_tune.run import ERROR, STATUS, Run
+from green_tune.spool import About, Act, Spool
 from green_tune.tracking import Tracker
 
 DEAD = f"{worker.this().rsplit(':', 2)[0]}:1:0"  # process 1 lives, but did not start at tick 0
@@ -85,6 +94,23 @@ def test_the_launchers_run_is_adopted_once_and_its_params_are_left_alone(
     assert tracker.get(child.id).params == {"gpu": "auto"}
 
 
+def test_the_launchers_run_is_still_adopted_where_the_store_was_away_for_a_moment(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = MlflowClient(store_uri).create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched)
+    tracker, answers = Tracker(store_uri), iter([_refuse])
+    ask = MlflowClient.get_run
+
+    def get_run(client: MlflowClient, run_id: str) -> Any:
+        return next(answers, ask)(client, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run)
+    with tracker.run("train", "one") as run:
+        assert run.id == launched
+        assert "MLFLOW_RUN_ID" not in os.environ
+
+
 def test_what_was_typed_is_stored_as_the_launcher_stores_it(store_uri: str) -> None:
     tracker = Tracker(store_uri)
     with tracker.run("train", "one", asked={"data": "my folder"}) as run:
@@ -111,10 +137,82 @@ def test_a_store_that_is_away_for_a_while_costs_no_training_and_no_metric(
         for step in range(600):
             run.log_metrics({"train_loss": 1.0}, step)
         deadline = time.monotonic() + 30
-        while "could not be written yet" not in caplog.text:
+        while "what is written of one waits in" not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert len(MlflowClient(store_uri).get_metric_history(run.id, "train_loss")) == 600
+    assert spool.waiting() == []
+
+
+WRITES = ("log_batch", "log_inputs", "log_artifacts", "set_tag", "set_terminated")
+
+
+def test_what_a_store_missed_is_delivered_by_the_next_command(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that can be written of a run, in a run that went well while the store was away."""
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("1 2 3")
+    tracker = Tracker(store_uri)
+    with (
+        monkeypatch.context() as away,
+        pytest.raises(Undelivered, match="the next command delivers it"),
+        tracker.run("train", "one") as run,
+    ):
+        for name in WRITES:
+            away.setattr(MlflowClient, name, _refuse)
+        run.log_params({"lora_rank": "8"})
+        run.log_metrics({"val_loss": 2.0}, step=4)
+        run.log_dataset("qa", "here", "abc", "training")
+        run.log_folder(tmp_path / "adapter", "adapter")
+        run.log_table([{"a": 1}], "rows.json")
+        run.log_metrics({"val_loss": 1.5}, step=8)
+    ((about, folder),) = spool.waiting()
+    assert (about.run_id, about.name) == (run.id, "one")
+    assert tracker.get(run.id).status == "RUNNING"
+
+    delivered_ms = int(time.time() * 1000)
+    there = Tracker(store_uri)
+    assert not folder.exists()
+    record = there.get(run.id)
+    assert (record.status, record.params["lora_rank"]) == ("FINISHED", "8")
+    assert record.tags[STATUS] == "FINISHED"
+    client = MlflowClient(store_uri)
+    history = client.get_metric_history(run.id, "val_loss")
+    assert [(point.step, point.value) for point in history] == [(4, 2.0), (8, 1.5)]
+    assert there.read_text(run.id, "adapter/weights") == "1 2 3"
+    assert json.loads(str(there.read_text(run.id, "rows.json")))["data"] == [[1]]
+    found = client.get_run(run.id)
+    assert found.inputs
+    assert [each.dataset.name for each in found.inputs.dataset_inputs] == ["qa"]
+    assert "rows.json" in found.data.tags["mlflow.loggedArtifacts"]
+    assert found.info.end_time <= delivered_ms  # when it ended, not when that was written
+    assert spool.waiting() == []
+
+
+def test_a_run_that_died_while_its_store_was_away_has_what_it_wrote_until_then(
+    store_uri: str,
+) -> None:
+    """The spool first, then the heartbeat's figures, and the end that nobody wrote."""
+    client = MlflowClient(store_uri)
+    run_id = client.create_run("0", tags={WORKER: DEAD}).info.run_id
+    about = About(run_id=run_id, name="one", address=store.address(store_uri), sessions=1)
+    kept = Spool(about)
+    kept.put(Act(kind="metrics", what=[["val_loss", 2.0, 1, 4]]))
+    kept.close()
+    record = Tracker(store_uri).get(run_id)
+    assert (record.status, record.metrics["val_loss"]) == ("FAILED", 2.0)
+
+
+def test_what_is_wrong_with_a_request_is_said_at_once_and_waits_for_nothing(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(store_uri)
+    with pytest.raises(StoreError) as caught, tracker.run("train", "one") as run:
+        run.log_params({"no/such//name\n!": "x"})
+    assert not isinstance(caught.value, StoreAway)
+    assert spool.waiting() == []
 
 
 def _refuse(*_: object, **__: object) -> None:
@@ -301,6 +399,18 @@ def test_what_a_killed_process_left_open_is_closed_by_the_next_command(
     assert "run dead was left open by a process that died" in caplog.text
 
 
+def test_a_reason_that_two_workers_take_off_a_study_at_once_is_gone_and_that_is_all(
+    store_uri: str,
+) -> None:
+    tracker, meanwhile = Tracker(store_uri), MlflowClient(store_uri)
+    with tracker.run("sweep", "s") as run:
+        run.set_tags({"green_tune.error": "stopped by SIGTERM"})
+    reason = "green_tune.error"
+    meanwhile.delete_tag(run.id, reason)
+    tracker._untag(run.id, [reason])
+    assert reason not in tracker.get(run.id).tags
+
+
 def test_runs_of_others_do_not_disturb(store_uri: str) -> None:
     client = MlflowClient(store_uri)
     foreign = client.create_run("0", tags={"green_tune.worker": "odd:x:y"}).info.run_id
@@ -326,11 +436,18 @@ def test_a_store_that_is_gone_at_the_end_does_not_hide_why_a_run_failed(
     store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(store_uri)
-    with pytest.raises(RunFailed, match="the loss is nan"), tracker.run("train", "one") as run:
-        monkeypatch.setattr(MlflowClient, "log_batch", _refuse)
+    with (
+        monkeypatch.context() as away,
+        pytest.raises(RunFailed, match="the loss is nan"),
+        tracker.run("train", "one") as run,
+    ):
+        away.setattr(MlflowClient, "log_batch", _refuse)
         run.log_metrics({"train_loss": 1.0})
         raise RunFailed("the loss is nan")
-    assert "one is still open, the next command closes it" in caplog.text
+    assert "one has ended, and what it came to is kept in" in caplog.text
+    record = Tracker(store_uri).get(run.id)
+    assert (record.status, record.metrics) == ("FAILED", {"train_loss": 1.0})
+    assert "the loss is nan" in record.tags[ERROR]
 
 
 def test_a_run_is_closed_even_when_what_was_typed_cannot_be_written(
@@ -371,6 +488,7 @@ def test_every_reading_of_a_store_that_is_gone_is_one_clear_line(
     with tracker.run("train", "one"):
         pass
     monkeypatch.setattr(MlflowClient, broken, _refuse)
+    monkeypatch.setenv("GREEN_TUNE_PATIENCE_S", "0")
     with pytest.raises(StoreError, match="the tracking store cannot be used: the server is down"):
         call(tracker)
 

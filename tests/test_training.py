@@ -97,6 +97,13 @@ def test_only_the_adapter_is_trained(make_job: MakeJob) -> None:
     assert all(torch.equal(after[name], before) for name, before in frozen.items())
 
 
+def test_a_training_on_a_cpu_counts_subnormal_numbers_as_zero(make_job: MakeJob) -> None:
+    subnormal = torch.tensor([1e-39])
+    assert (subnormal * 1).item() > 0
+    training.load(make_job())
+    assert (subnormal * 1).item() == 0
+
+
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(make_job: MakeJob) -> None:
     first, again, other = (curve(fit(make_job(seed=s))[1], "train_loss") for s in (1, 1, 2))
     assert first == again

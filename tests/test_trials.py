@@ -83,7 +83,12 @@ def begin(make_job: MakeJob, store_uri: str, tmp_path: Path) -> Begin:
 
     @contextmanager
     def begun(
-        *, bound: Bound | None = None, reuse: bool = True, evals: int = 2, **budgets: float
+        *,
+        bound: Bound | None = None,
+        reuse: bool = True,
+        evals: int = 2,
+        kind: str = "trial",
+        **budgets: float,
     ) -> Iterator[Sweep]:
         job = make_job(country="FRA", quality_examples=0, evals=evals)
         tracker = Tracker(store_uri)
@@ -115,6 +120,8 @@ def begin(make_job: MakeJob, store_uri: str, tmp_path: Path) -> Begin:
                     bound=bound,
                     reuse=reuse,
                     show=shown.append,
+                    kind=kind,
+                    title=(lambda trial: f"cell {trial.number}") if kind == "cell" else None,
                 )
                 ledger.look()
                 with meter.phase("between"):
@@ -162,7 +169,12 @@ def test_trials_share_one_base_model_and_the_very_same_config_is_taken_over(
         assert outcome.imputed is None
     assert one.params["lora_rank"] == three.params["lora_rank"] != two.params["lora_rank"]
     assert REUSED not in one.tags.keys() | two.tags.keys()
+    quotes = [record.tags.get("quote.evidence") for record in (one, two, three)]
+    assert quotes == ["table", "table", None]  # what was taken over was not foretold
+    assert ["quote.energy_error" in r.metrics for r in (one, two, three)] == [True, True, False]
     assert three.tags[REUSED] == one.run_id
+    for tag in ("base_digest", "model_family"):  # by which it is promoted, and found again
+        assert three.tags[tag] == one.tags[tag]
     assert third.val_loss == first.val_loss
     assert 0 < third.emissions_kg <= first.emissions_kg
     assert three.course[-1].val_loss == pytest.approx(one.course[-1].val_loss)
@@ -183,6 +195,11 @@ def test_without_reuse_the_very_same_config_is_measured_again_and_trains_to_the_
         assert sweep.trials.settle(two.run_id) == second
         assert sweep.trials.settle("0" * 32) is None
     assert two.parent_id == one.parent_id == sweep.parent_id
+    assert two.tags["quote.evidence"] == "same"
+    assert two.metrics["quote.energy_kwh"] == pytest.approx(one.metrics["energy_kwh"], rel=1e-9)
+    assert two.metrics["quote.energy_error"] == pytest.approx(
+        two.metrics["energy_kwh"] / one.metrics["energy_kwh"] - 1
+    )
     assert REUSED not in two.tags
     assert second.val_loss == first.val_loss
     assert "energy.csv" in artifacts(store_uri, two.run_id)
@@ -205,6 +222,8 @@ def test_a_dominated_trial_is_ended_with_its_reason_and_imputed_for_the_sampler(
     assert record.status == "FINISHED"
     assert record.tags[STOPPED_EARLY] == "after step 2 of 6"
     assert record.tags[STOPPED_WHY].startswith("dominated by #77: at best ")
+    assert "quote.energy_kwh" in record.metrics
+    assert "quote.energy_error" not in record.metrics
     assert [point.step for point in record.course] == [0, 1, 2]
     assert outcome.imputed is not None
     assert outcome.imputed[0] < outcome.val_loss
@@ -286,3 +305,30 @@ def test_a_trial_that_fails_leaves_the_next_one_as_it_would_be(
     assert failed.status == "FAILED"
     assert failed.metrics["energy_kwh"] > 0
     assert after.val_loss == before.val_loss
+
+
+def test_trials_are_foretold_by_those_before_them_without_the_setup_that_all_share(
+    begin: Begin,
+) -> None:
+    with begin() as sweep:
+        for size in (2, 4, 8):
+            sweep.run(batch_size=size)
+        _, record = sweep.run(batch_size=4, epochs=3)
+    assert record.tags["quote.evidence"] == "fit"
+    assert record.tags["quote.note"].startswith("a fit over 3 runs of tiny here")
+    found = record.metrics
+    assert found["work.eval_passes"] > 0
+    assert found["work.train_steps"] == found["steps"] == 36
+    assert 1 / 3 < found["energy_kwh"] / found["quote.energy_kwh"] < 3
+
+
+def test_cells_of_a_grid_are_foretold_like_trials(begin: Begin) -> None:
+    with begin(reuse=False, kind="cell") as grid:
+        _, first = grid.run()
+        _, again = grid.run()
+    assert [record.kind for record in (first, again)] == ["cell", "cell"]
+    assert [record.tags["quote.evidence"] for record in (first, again)] == ["table", "same"]
+    assert again.metrics["quote.runtime_h"] == pytest.approx(first.metrics["runtime_h"], rel=1e-9)
+    assert again.metrics["quote.runtime_error"] == pytest.approx(
+        again.metrics["runtime_h"] / first.metrics["runtime_h"] - 1
+    )

@@ -2,16 +2,15 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import optuna
+import program
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -19,8 +18,6 @@ from optuna.trial import TrialState
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "green_tune", "entrypoints")
 QUICK = {
     "gpu": "cpu", "country": "FRA", "max_train_examples": "24", "max_eval_examples": "8",
     "evals": "1", "quality_examples": "2",
@@ -39,9 +36,7 @@ class House:
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder = folder
-        for part in PARTS:
-            copy: Callable[..., object] = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
+        program.copy_to(folder)
         (folder / "large").mkdir()
         (folder / "large" / "config.json").write_text(json.dumps(LARGE))
         (folder / "large" / "tokenizer.json").write_text("{}")

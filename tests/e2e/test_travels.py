@@ -12,13 +12,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import program
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -42,8 +43,6 @@ from green_tune.versions import ADDRESS
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "green_tune", "entrypoints")
 FEW = {
     "gpu": "cpu", "country": "FRA", "max_train_examples": "24", "max_eval_examples": "8",
     "evals": "1",
@@ -96,9 +95,7 @@ class House:
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.client = folder, MlflowClient(uri)
-        for part in PARTS:
-            copy: Callable[..., object] = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
+        program.copy_to(folder)
         self.environment = {name: text for name, text in os.environ.items() if name[:4] != "AWS_"}
         self.environment |= {
             "MLFLOW_TRACKING_URI": uri,
@@ -141,13 +138,6 @@ class House:
         run_id, _, folder = version.tags[ADDRESS].removeprefix("runs:/").partition("/")
         assert (folder, run_id) == ("adapter", version.run_id)
         return self.client.get_run(run_id)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = S3()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

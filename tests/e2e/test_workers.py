@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import optuna
+import program
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -26,8 +27,6 @@ from green_tune.storage import open_storage
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("MLproject", "conda.yaml", "green_tune", "entrypoints")
 ASKED = {
     "study": "s", "gpu": "cpu", "country": "FRA", "max_train_examples": "48",
     "max_eval_examples": "8", "evals": "2", "epochs": "1..2",
@@ -73,9 +72,7 @@ class House:
 
     def __init__(self, folder: Path, store_uri: str, study_url: str) -> None:
         self.folder = folder
-        for part in PARTS:
-            copy: Callable[..., object] = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
+        program.copy_to(folder)
         self.client = MlflowClient(store_uri)
         self._study_url = study_url
         self._hearts = folder / "state" / "green-tune" / "heartbeats"
