@@ -148,7 +148,7 @@ def _cells(prepared: Prepared, name: str, asked: dict[str, str], meter: "Meter")
             kind="cell",
             title=_title,
         )
-        host = Host(tracker=tracker, run=parent, bench=bench, ledger=ledger)
+        host = Host(tracker=tracker, study=study, run=parent, bench=bench, ledger=ledger)
         worker = Worker(
             shelf=shelf,
             study=study,

@@ -37,6 +37,7 @@ class Host:
     """
 
     tracker: "Tracker"
+    study: "Study | None" = None
     run: "Run | None" = None
     bench: "Bench | None" = None
     ledger: "Ledger | None" = None
@@ -117,7 +118,7 @@ def run_study(
     mine.filters()  # before the first trial: the name can be searched for afterwards
     host = host or Host(tracker=Tracker(store.tracking_uri()))
     tracker = host.tracker
-    study = _opened(job, space, config, tracker)
+    study = _opened(job, space, config, host)
     everything = replace(mine, kinds=("trial", "repeat"))
     ledger = Ledger(
         config,
@@ -203,7 +204,7 @@ def _trials(
     )
 
 
-def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker") -> "Study":
+def _opened(job: "Job", space: "Space", config: SweepConfig, host: Host) -> "Study":
     """The study, made or joined; a new one begins with what is known to be good."""
     from green_tune import earlier, store
     from green_tune.study import open_study
@@ -212,11 +213,11 @@ def _opened(job: "Job", space: "Space", config: SweepConfig, tracker: "Tracker")
     def first() -> list[dict[str, Any]]:
         if config.sampler == "grid":
             return []
-        found = earlier_front(job, config, tracker)
+        found = earlier_front(job, config, host.tracker)
         return earlier.best_values(found, space) or [earlier.usual(space)]
 
     return open_study(
-        store.study_url(),
+        host.study or store.study_url(),
         config.study,
         space,
         identity=identity(job, space),
@@ -270,7 +271,7 @@ def _repeated(
     ledger: "Ledger",
 ) -> str:
     """The best trials on further seeds, as a study of their own; why it ended before, if it did."""
-    from green_tune import earlier, repeats, store
+    from green_tune import earlier, repeats
     from green_tune import sweep as sweeps
     from green_tune.results import TRIAL
     from green_tune.study import open_study
@@ -280,7 +281,7 @@ def _repeated(
     seeds = range(job.config.seed + 1, job.config.seed + config.repeats)
     pairs = [{"trial": int(n), "seed": s} for s in seeds for n in repeats.finalists(found)]
     again = open_study(
-        store.study_url(),
+        study,
         f"{study.name}/repeats",
         repeats.SPACE,
         identity={"study": study.name},

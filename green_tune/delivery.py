@@ -93,13 +93,8 @@ class Delivery:
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, tags)])
 
     def _files(self, act: Act) -> None:
-        """Copies the files; each kind of store raises what its own library does."""
-        try:
+        with of_artifacts():
             self._client.log_artifacts(self._run_id, str(act.folder), act.what or None)
-        except MlflowException:
-            raise
-        except Exception as error:
-            raise StoreAway(f"the store of artifacts cannot be used: {line(error)}") from error
 
     def _table(self, name: str) -> None:
         """Has the UI show an artifact as a table."""
@@ -120,6 +115,18 @@ def named() -> Iterator[None]:
         raise kind(f"the tracking store cannot be used: {line(error)}") from error
     except (SQLAlchemyError, OSError) as error:
         raise StoreAway(f"the tracking store cannot be used: {line(error)}") from error
+
+
+@contextmanager
+def of_artifacts() -> Iterator[None]:
+    """As `named`, for artifacts, of which each kind of store raises what its library does."""
+    try:
+        with named():
+            yield
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreAway(f"the store of artifacts cannot be used: {line(error)}") from error
 
 
 def line(error: Any) -> str:

@@ -104,7 +104,7 @@ def _unlike(where: str) -> Finding:
 
 
 def _in_bucket(place: str) -> Finding:
-    from botocore.exceptions import (  # type: ignore[import-untyped]
+    from botocore.exceptions import (
         BotoCoreError,
         ClientError,
     )
@@ -160,7 +160,7 @@ def _new_name() -> str:
 def _s3() -> Any:
     """A client as MLflow's, but impatient."""
     import boto3  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
+    from botocore.config import Config
     from mlflow import environment_variables
 
     settings: Any = environment_variables

@@ -19,7 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from green_tune import secrecy, store
-from green_tune.delivery import Delivery, named
+from green_tune.delivery import Delivery, named, of_artifacts
 from green_tune.errors import StoreAway, StoreError, Undelivered
 from green_tune.footprint import Measurement, from_csv, to_csv
 from green_tune.spool import About, Act, Spool
@@ -266,7 +266,7 @@ def _is_nan(value: object) -> bool:
 def read_text(client: MlflowClient, run_id: str, name: str) -> str | None:
     """A text artifact of a run; None where it has none of that name."""
     folder = name.rpartition("/")[0] or None
-    with TemporaryDirectory() as copy:
+    with TemporaryDirectory() as copy, of_artifacts():
         if name not in {file.path for file in client.list_artifacts(run_id, folder)}:
             return None
         path = Path(client.download_artifacts(run_id, name, copy))

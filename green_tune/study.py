@@ -120,15 +120,9 @@ class Study:
         Those that were too dear are queued again, for a larger budget. Returns how many there are
         of such trials in all.
         """
-        with storage.locked(self._url):
-            trials = self._study.get_trials(deepcopy=False)
-            there = {t.user_attrs.get(ASKED) for t in trials if not t.user_attrs.get(TOO_DEAR)}
-            for values in proposals:
-                params = encoding.encode(values, self._space)
-                if (asked := json.dumps(params, sort_keys=True)) not in there:
-                    self._study.enqueue_trial(params, user_attrs={ASKED: asked})
-                there.add(asked)
-        return len(there - {None})
+        params = [encoding.encode(values, self._space) for values in proposals]
+        with self._locked():
+            return _patiently(lambda: self._enqueue(params))
 
     def claim(self, total: int, settle: Settle, refuse: Refuse) -> Trial | str:
         """The next trial for this worker, or why there is none: empty when all are there.
@@ -193,6 +187,15 @@ class Study:
         """The trials in some states, or all."""
         wanted = states or None
         return _patiently(lambda: self._study.get_trials(deepcopy=False, states=wanted))
+
+    def _enqueue(self, proposals: Iterable[dict[str, Any]]) -> int:
+        trials = self._study.get_trials(deepcopy=False)
+        there = {t.user_attrs.get(ASKED) for t in trials if not t.user_attrs.get(TOO_DEAR)}
+        for params in proposals:
+            if (asked := json.dumps(params, sort_keys=True)) not in there:
+                self._study.enqueue_trial(params, user_attrs={ASKED: asked})
+            there.add(asked)
+        return len(there - {None})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -319,7 +322,7 @@ class Study:
 
 
 def open_study(  # noqa: PLR0913 - what a study is, each by its name
-    url: str,
+    where: str | Study,
     name: str,
     space: Space,
     *,
@@ -329,7 +332,7 @@ def open_study(  # noqa: PLR0913 - what a study is, each by its name
     start: int = samplers.START,
     first: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
 ) -> Study:
-    """The study of that name, made or joined.
+    """The study of that name, made or joined, in the database at a URL, or in that of a study.
 
     `identity` is what must be equal for two trials to be compared in it; `first` gives the values
     of the trials that a new study begins with, and `start` how many are known before a model has
@@ -337,23 +340,30 @@ def open_study(  # noqa: PLR0913 - what a study is, each by its name
 
     Raises:
         ConfigError: a study of this name searched something else.
-        StoreError: the storage cannot be used.
+        StoreError: the storage cannot be used; once it could be, it is waited for.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    opened = storage.open_storage(url)
-    with storage.locked(url):
-        found = optuna.create_study(
-            storage=opened,
-            study_name=name,
-            directions=["minimize"] * len(OBJECTIVES),
-            load_if_exists=True,
-        )
-        _check_same(found, identity)
-        study = Study(found, url, space, proposes=bool(sampler))
-        if START not in found.user_attrs:
-            _begin(found, max(study.enqueue(first()), start))
-    start = int(found.user_attrs[START])
-    found.sampler = samplers.make(sampler or "random", space, seed=seed, start=start)
+    if isinstance(where, Study):
+        url, opened = where._url, where._study._storage
+    else:
+        url, opened = where, storage.open_storage(where)
+
+    def joined() -> tuple[Study, int]:
+        with storage.locked(url):
+            found = optuna.create_study(
+                storage=opened,
+                study_name=name,
+                directions=["minimize"] * len(OBJECTIVES),
+                load_if_exists=True,
+            )
+            _check_same(found, identity)
+            study = Study(found, url, space, proposes=bool(sampler))
+            if START not in found.user_attrs:
+                _begin(found, max(study.enqueue(first()), start))
+            return study, int(found.user_attrs[START])
+
+    study, start = _patiently(joined)
+    study._study.sampler = samplers.make(sampler or "random", space, seed=seed, start=start)
     return study
 
 

@@ -11,7 +11,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -61,8 +61,8 @@ class Tracker:
             store.make_whole(uri, lambda draft: MlflowClient(draft).search_experiments())
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment()
-            self.deliver()
-            self.close_dead()
+        self.deliver()
+        self.close_dead()
 
     @contextmanager
     def run(
@@ -276,14 +276,12 @@ class Tracker:
     def close_dead(self) -> None:
         """Closes the runs that killed processes of this machine left open."""
         text = f"attributes.status = 'RUNNING' AND tags.`{WORKER}` LIKE '%'"
-        for record in reading.search(self._client, [text]):
+        for record in self._ask(lambda: list(reading.search(self._client, [text]))):
             if worker.is_dead(record.tags.get(WORKER, "")):
                 self._bury(record)
         for run_id in heartbeat.of_the_dead():
-            with suppress(MlflowException):  # a run of another store
-                found = self._client.get_run(run_id)
-                if found.info.lifecycle_stage == LifecycleStage.ACTIVE:  # nobody has deleted it
-                    self._bury(reading.record(found))
+            if self.has(run_id):  # else it is of another store, or somebody has deleted it
+                self._bury(self.get(run_id))
 
     def _bury(self, record: RunRecord) -> None:
         """Writes what a dead process had spent at its last heartbeat, and closes its run.
@@ -303,6 +301,7 @@ class Tracker:
             if record.kind in SESSION_KINDS:
                 run.log_measurement(judged, OVERHEAD)
             else:
+                self._ask(run.read_earlier)
                 measurement = run.with_earlier(judged)
                 run.log_measurement(measurement)
         elif "energy_kwh" not in record.metrics and "emissions_so_far_kg" in record.metrics:

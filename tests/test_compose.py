@@ -11,7 +11,7 @@ import processes
 import pytest
 import team
 import yaml
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError
 from postgres import Postgres
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ import processes
 import pynvml
 import pytest
 import requests
-from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
+from botocore.exceptions import EndpointConnectionError
 from click.testing import CliRunner, Result
 from conftest import ROOT
 from fakes import FakeGpu, FakeNvml

@@ -14,7 +14,7 @@ import boto3  # type: ignore[import-untyped]
 import click
 import optuna
 import pytest
-from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.config import Config
 from click.testing import CliRunner
 from huggingface_hub import constants
 from mlflow import MlflowClient
