@@ -23,7 +23,7 @@ from green_tune.spool import Act
 AT_ONCE = 100  # params in one call, at most
 TABLES = "mlflow.loggedArtifacts"  # those that its UI shows as tables
 # What is wrong with a request stays wrong. A login that is refused, a conflict or a limit do not.
-REFUSED = {400, 404}
+REFUSED, NO_LOGIN = {400, 404}, 401
 UNANSWERED = re.compile(r"API request to (\w+://[^/]+)\S* failed with .*\(Caused by (.*)\)")
 # A traceback for each write that a database misses, a line for each attempt: one of ours says it.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -112,7 +112,8 @@ def named() -> Iterator[None]:
     except MlflowException as error:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         kind = StoreError if status in REFUSED else StoreAway
-        raise kind(f"the tracking store cannot be used: {line(error)}") from error
+        fix = f"; set {store.LOGIN}" if status == NO_LOGIN else ""
+        raise kind(f"the tracking store cannot be used: {line(error)}{fix}") from error
     except (SQLAlchemyError, OSError) as error:
         raise StoreAway(f"the tracking store cannot be used: {line(error)}") from error
 

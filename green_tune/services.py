@@ -20,7 +20,6 @@ from green_tune.checkup import WORTH, WRONG, Finding, first_line, gone, ms, off,
 from green_tune.errors import StoreError
 
 ANSWER_S = 4.0
-LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 API = "/api/2.0/mlflow"
 OK, NO_LOGIN, NOT_FOUND, REFUSALS = 200, 401, 404, (401, 403)
 
@@ -110,7 +109,7 @@ def _not_let_in(uri: str, got: Answer) -> Finding:
         what, fix = f"{address} does not serve this name", f"its --allowed-hosts must have {host}"
     elif got.status in REFUSALS:
         who = _as_whom(uri) or " without a login"
-        what, fix = f"{address} refuses us{who} (status {got.status})", f"set {LOGIN}"
+        what, fix = f"{address} refuses us{who} (status {got.status})", f"set {store.LOGIN}"
     else:
         what = f"{address} fails (status {got.status}): {got.reason}"
         fix = "look at the server's log: its database may be away"

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 3.0
 PATIENCE_S = 120.0  # a result waits so long for a store that is away, by default
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+LOGIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 

@@ -242,6 +242,7 @@ def test_a_wrong_password_is_one_line_that_does_not_repeat_it(member: Member) ->
     (line,) = error.splitlines()
     assert line.startswith("error: ")
     assert "not authenticated" in line
+    assert team.PASSWORD in line  # where to set it
     assert wrong not in line
 
 
