@@ -1,5 +1,6 @@
 """What the tests share: an empty working folder, a migrated store to copy, a small real job."""
 
+import gc
 import os
 import shutil
 import sys
@@ -42,6 +43,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     without = [item for item in items if item.get_closest_marker("gpu")]
     items[:] = [item for item in items if item not in without]
     config.hook.pytest_deselected(items=without)
+
+
+def pytest_collection_finish() -> None:
+    """What all test files have imported, Python's collector need not look at for every test."""
+    gc.freeze()
 
 
 def pytest_report_header() -> str:
