@@ -85,7 +85,7 @@ class Stack:
     def _server(self, port: int, workers: int) -> Mlflow:
         where, database = self.folder / "server", f"{HOST}:{self.postgres.port}"
         where.mkdir(mode=0o700, exist_ok=True)
-        environment = self.s3.environment | {"PGPASSWORD": self.secrets["mlflow"]}
+        environment = {**self.s3.environment, "PGPASSWORD": self.secrets["mlflow"], **team.hosts()}
         if self.asks:
             environment |= team.login(where, database, self.secrets)
         place = team.address("tracking", database)

@@ -39,6 +39,7 @@ READERS = {  # who reads a secret, as user and group
 SHOWN = ("admin", "tuner")
 OWNERS = {"tracking": "mlflow", "accounts": "mlflow", "studies": "tuner"}  # of the databases
 BUCKET = "adapters"
+HOSTS = "MLFLOW_SERVER_ALLOWED_HOSTS"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 Needed = Mapping[str, str]  # variables of a shell
 REGION = "us-east-1"  # S3 signs with a region; the storage here has none
@@ -197,10 +198,17 @@ def _places() -> None:
     make_bucket(STORAGE, secrets["s3"])
 
 
+def hosts(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The names that the server answers to: a list of them would else leave this machine out."""
+    if listed := environment.get(HOSTS):
+        return {HOSTS: f"{listed},localhost:*,127.0.0.1:*"}
+    return {}
+
+
 def _serve() -> None:
     """Reads only what its user may."""
     secrets = read_secrets(SECRETS, ("mlflow", "admin", "session", "s3"))
-    environment = keys(STORAGE, secrets["s3"]) | login(Path.cwd(), POSTGRES, secrets)
+    environment = keys(STORAGE, secrets["s3"]) | login(Path.cwd(), POSTGRES, secrets) | hosts()
     os.environ |= environment | quiet() | {"PGPASSWORD": secrets["mlflow"]}
     arguments = command(address("tracking", POSTGRES), ("0.0.0.0", PORT))
     os.execvp("mlflow", ["mlflow", *arguments, "--app-name", "basic-auth"])

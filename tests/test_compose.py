@@ -57,6 +57,15 @@ def test_every_image_is_pinned_to_a_version(compose: dict[str, Any]) -> None:
     assert base == re.findall(r"(?m)^FROM (\S+)$", (FOLDER / "Dockerfile").read_text())[:1]
 
 
+def test_every_image_is_built_once(compose: dict[str, Any]) -> None:
+    """Two builds of one tag, side by side, break each other at the first start."""
+    services = compose["services"].values()
+    built = [service["image"] for service in services if "build" in service]
+    ours = [service["image"] for service in services if service.get("pull_policy") == "never"]
+    assert len(built) == len(set(built)) == 1
+    assert set(ours) == set(built)
+
+
 def test_the_containers_have_the_versions_that_the_tests_run_on(compose: dict[str, Any]) -> None:
     images = {name: service["image"] for name, service in compose["services"].items()}
     installed = re.findall(r"\"?([\w.-]+)(?:\[\w+\])?==([\w.]+)", SERVER_IMAGE.read_text())

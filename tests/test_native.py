@@ -209,7 +209,7 @@ def test_in_a_container_the_server_gets_its_secrets_by_no_argument(
     program = f"import team, pathlib; team.SECRETS = pathlib.Path({str(tmp_path)!r})"
     done = subprocess.run(
         [sys.executable, "-c", f"{program}; team.main('serve')"], text=True, capture_output=True,
-        env=os.environ | {"PATH": f"{stand_in}:{os.environ['PATH']}",
+        env=os.environ | {"PATH": f"{stand_in}:{os.environ['PATH']}", team.HOSTS: "a.example.org",
                           "PYTHONPATH": str(NATIVE.parent)}, check=True,
     )  # fmt: skip
     arguments, *rest = done.stdout.splitlines()
@@ -221,6 +221,7 @@ def test_in_a_container_the_server_gets_its_secrets_by_no_argument(
     assert f"PGPASSWORD={secrets['mlflow']}" in rest
     assert f"MLFLOW_AUTH_ADMIN_PASSWORD={secrets['admin']}" in rest
     assert "MLFLOW_DISABLE_TELEMETRY=true" in rest
+    assert f"{team.HOSTS}=a.example.org,localhost:*,127.0.0.1:*" in rest  # `member` asks from here
     assert "database_uri = postgresql+psycopg2://mlflow@postgres:5432/accounts" in rest
 
 

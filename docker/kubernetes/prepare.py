@@ -8,11 +8,12 @@ written twice. No cluster, registry or secret is asked or named; docs/cluster.md
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import yaml
@@ -55,10 +56,12 @@ class Site:
 def prepare(**asked: Any) -> None:
     """Writes the project, and a template and a backend config for each GPU."""
     image, context = asked.pop("image"), asked.pop("context")
-    if "/" not in image or ":" not in image.rpartition("/")[2]:
-        click.echo(f"error: --image {image}: give REGISTRY/NAME:TAG, as nodes pull it", err=True)
-        sys.exit(2)
     site = Site(**asked)
+    if not re.fullmatch(r"[^@\s]+/[^@:/\s]+:[\w.-]+", image):
+        _refuse(f"--image {image}: give REGISTRY/NAME:TAG, as nodes pull it")
+    for name, text in (("namespace", site.namespace), ("claim", site.claim)):
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", text or "none"):
+            _refuse(f"--{name} {text}: Kubernetes takes lower-case letters, digits and dashes")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for old in [*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")]:
         old.unlink()  # of a cluster that offered more
@@ -123,6 +126,11 @@ def _on_nodes(label: str, values: Sequence[str]) -> dict[str, Any]:
     terms = [{"matchExpressions": [{"key": label, "operator": "In", "values": list(values)}]}]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     return {"affinity": {"nodeAffinity": required}}
+
+
+def _refuse(why: str) -> NoReturn:
+    click.echo(f"error: {why}", err=True)
+    sys.exit(2)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

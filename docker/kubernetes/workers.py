@@ -33,11 +33,15 @@ def main(gpu: str, workers: int, options: Sequence[str], entry: str) -> None:
         template = yaml.safe_load((FOLDER / f"{gpu}.yaml").read_text())
         project = yaml.safe_load((FOLDER / "MLproject").read_text())
         asked = read(options, project["entry_points"][entry]["parameters"])
-    except FileNotFoundError as error:
-        _refuse(f"{error.filename} is not there: run docker/kubernetes/prepare.py")
+    except FileNotFoundError:
+        there = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        offered = f"those that are: {there}" if there else "run docker/kubernetes/prepare.py"
+        _refuse(f"{FOLDER.name} has no Job for {gpu}; {offered}")
     except ValueError as error:
         _refuse(str(error))
     asked = {"gpu": gpu} | asked
+    if asked["gpu"] != gpu:
+        _refuse(f"-P gpu={asked['gpu']} would train on nodes that have a {gpu}: leave it out")
     made = job(template, project["docker_env"]["image"], command(entry, asked), workers)
     name = re.sub("[^a-z0-9]+", "-", asked["study"].lower())[:LONGEST].strip("-")
     made["metadata"]["generateName"] = f"green-tune-{name}-"

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import yaml
@@ -38,14 +38,23 @@ def launch(**asked: Any) -> None:
         options = read(asked["options"], known)
         machine = machine_for(options["gpu"], table, aws=asked["aws"])
     except ValueError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    if not (asked["show"] or Path(asked["env_file"]).is_file()):
+        _refuse(f"--env-file {asked['env_file']} is no file; docs/cloud.md says what is in it")
     secrets = ["--secret-file", str(Path(asked["env_file"]).absolute())]
     sky = command(options, [*machine, *secrets, *asked["further"]], spot=asked["spot"])
     click.echo(shlex.join(sky), err=not asked["show"])
     if not asked["show"]:
         os.chdir(ROOT)
-        os.execvp(sky[0], sky)
+        try:
+            os.execvp(sky[0], sky)
+        except FileNotFoundError:
+            _refuse("there is no `sky` here; docs/cloud.md says how to get it")
+
+
+def _refuse(why: str) -> NoReturn:
+    click.echo(f"error: {why}", err=True)
+    sys.exit(2)
 
 
 def read(options: Sequence[str], known: Mapping[str, Any]) -> dict[str, str]:
