@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from green_tune import attention, lora, peers, recipe, sharding
-from green_tune.errors import HardwareMismatch, ModelError, OutOfMemory
+from green_tune.errors import ConfigError, HardwareMismatch, ModelError, OutOfMemory
 from green_tune.hardware import Device
 from green_tune.job import Job
 from green_tune.models import Source
@@ -33,6 +33,7 @@ PLACES = {  # by the names of LLaMA, Mistral, Gemma, Qwen; of Phi, OPT, Falcon; 
     ),
     "mlp": ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"),
 }  # fmt: skip
+EACH_ITS_OWN = ("model", "data", "gpu", "country", "pue", "resume", "checkpoint_minutes")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,6 +44,7 @@ class Base:
     read. It takes as long for a token as so many layers of the real one, and knows nothing.
 
     Raises:
+        ConfigError: the processes that train together differ in what was asked.
         HardwareMismatch: this torch cannot use the device.
         ModelError: the base model cannot be loaded.
         OutOfMemory: it does not fit.
@@ -112,13 +114,27 @@ def _made_for(job: Job) -> tuple[object, ...]:
 
 
 def _check_agreed(job: Job) -> None:
-    """Processes on unlike devices may plan unlike; of a divided base each must know its part."""
-    found = peers.from_everywhere(job.plan.shards)
-    if len(set(found)) > 1:
-        raise HardwareMismatch(
-            f"the processes divide the base model's layers among {sorted(set(found))}: their "
-            "devices differ; take alike ones"
-        )
+    """Processes with other options would train what no run says, or wait for one another for ever.
+
+    Raises:
+        ConfigError: they differ in what all must have alike.
+    """
+    found = peers.from_everywhere(_alike(job))
+    for name in found[0]:
+        if len(texts := list(dict.fromkeys(each[name] for each in found))) > 1:
+            raise ConfigError(
+                f"the processes that train together differ in {name}: {' and '.join(texts)}; "
+                "start all of them with the same options and data, on alike devices"
+            )
+
+
+def _alike(job: Job) -> dict[str, str]:
+    """What is the same in all processes of one training; paths and countries may differ."""
+    params = {k: v for k, v in job.config.to_params().items() if k not in EACH_ITS_OWN}
+    plan = job.plan.to_params()
+    made = {name: plan[f"plan.{name}"] for name in ("precision", "quantization", "shards")}
+    planned = {f"plan.{name}": text for name, text in made.items()}
+    return params | planned | {"commit": str(job.commit), "the data's digest": job.data.digest}
 
 
 def precision_of(job: Job) -> torch.autocast:
@@ -144,14 +160,27 @@ def _open(job: Job) -> torch.device:
         return torch.device("cpu")
     uuids = [gpu.uuid for gpu in job.devices]  # the numbers of NVML and CUDA may differ
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
-    if not torch.cuda.is_available():
-        raise HardwareMismatch(
-            f"torch {torch.__version__} cannot use {device.name}: install a CUDA build of torch, "
-            "or train on the CPU with gpu=cpu"
-        )
+    if why := _unusable(device):
+        raise HardwareMismatch(f"torch {torch.__version__} cannot use {device.name}: {why}")
     _check_same(device, job.rank.local)
     _tidy()
     return torch.device("cuda", job.rank.local)
+
+
+def _unusable(device: Device) -> str:
+    """Why torch cannot compute on a GPU, and what would mend that; empty where it can.
+
+    A kernel runs on devices of its own major capability and the same or a higher minor one.
+    """
+    if not torch.version.cuda:
+        return "install a CUDA build of torch, or train on the CPU with gpu=cpu"
+    if not torch.cuda.is_available():
+        return f"the driver must serve CUDA {torch.version.cuda}; update it, or gpu=cpu"
+    major, minor = device.capability
+    kernels = {f"sm_{major}{lower}" for lower in range(minor + 1)}
+    if any(device.capability) and not kernels & set(torch.cuda.get_arch_list()):
+        return f"it has no kernels for capability {major}.{minor}; take another GPU, or gpu=cpu"
+    return ""
 
 
 def _tidy() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from green_tune.errors import RunFailed
-from green_tune.ranks import Rank
+from green_tune.ranks import NAMES, Rank
 
 # Limits are for a machine that is gone without a word: a process that has ended shows at once.
 PATIENCE = timedelta(hours=6)  # with one that loads, measures or saves alone
@@ -32,7 +32,11 @@ def meet(rank: Rank, device: torch.device) -> None:
     """Waits until all are there; does nothing for one alone, or where they have met."""
     # The plan has taken note of it; else accelerate and transformers would shard in their own way.
     os.environ.pop("ACCELERATE_USE_FSDP", None)
-    if rank.world == 1 or distributed.is_initialized():
+    if rank.world == 1:  # accelerate would take what something else has left behind for a launcher
+        for name in NAMES:
+            os.environ.pop(name, None)
+        return
+    if distributed.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

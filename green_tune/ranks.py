@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from green_tune.errors import ConfigError
 
+LAUNCHER = "ACCELERATE_MIXED_PRECISION"  # which every `accelerate launch` sets
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -56,6 +57,11 @@ def this(environment: Mapping[str, str] = os.environ) -> Rank:
     try:
         number, world, local, here = (int(text) for text in found.values() if text)
     except ValueError:
+        if LAUNCHER in environment and "MASTER_ADDR" in environment and not found["WORLD_SIZE"]:
+            raise ConfigError(  # --cpu --num_processes 2, without MPI
+                "accelerate was to start several processes on CPUs, and has started one: use "
+                "torchrun --nproc_per_node N"
+            ) from None
         if found["WORLD_SIZE"] in ("", "1"):  # nobody has started several
             return Rank()
         raise _nonsense(found) from None

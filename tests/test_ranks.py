@@ -43,6 +43,13 @@ def test_accelerates_wish_to_shard_is_heard() -> None:
     assert not this(several).shards
 
 
+def test_accelerate_that_has_started_one_process_of_several_is_refused() -> None:
+    """As `accelerate launch --cpu --num_processes 2` does, and says nothing of it."""
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node"):
+        this({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"})
+    assert this({"ACCELERATE_MIXED_PRECISION": "no"}) == Rank()  # --num_processes 1
+
+
 @pytest.mark.parametrize("alone", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"WORLD_SIZE": "1"}])
 def test_variables_that_something_else_has_left_behind_start_nothing(alone: dict[str, str]) -> None:
     assert this(alone) == Rank()

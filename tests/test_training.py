@@ -291,16 +291,51 @@ def test_a_real_pretrained_model_learns_real_data(make_job: MakeJob, shared: Pat
     assert losses[-1] < losses[0] / 4
 
 
+T4 = Device(kind="cuda", name="Tesla T4", memory_gib=15, uuid="GPU-aaaa", capability=(7, 5))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "there", "kernels", "why"),
+    [
+        (None, False, [], "install a CUDA build of torch"),
+        ("13.0", False, [], "the driver must serve CUDA 13.0"),
+        ("13.0", True, ["sm_80", "sm_90"], "no kernels for capability 7.5"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_loaded(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch,
+    cuda: str | None, there: bool, kernels: list[str], why: str,
+) -> None:  # fmt: skip
+    """A fake torch.cuda: there is no GPU here."""
+    job = replace(make_job(), devices=(T4,))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: kernels)
+    with pytest.raises(HardwareMismatch, match=f"cannot use Tesla T4: .*{why}"):
+        training.load(job)
+
+
 def test_a_gpu_that_torch_uses_but_nobody_measures_is_refused(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fake torch.cuda: there is no GPU here."""
-    measured = Device(kind="cuda", name="Tesla T4", memory_gib=15, uuid="GPU-aaaa")
-    job = replace(make_job(), devices=(measured,))
+    job = replace(make_job(), devices=(T4,))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
     found = SimpleNamespace(uuid="bbbb")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
     with pytest.raises(HardwareMismatch, match=r"another GPU .bbbb. than the one that is measured"):
         training.load(job)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa"
+
+
+def test_what_another_launcher_has_left_in_the_environment_changes_nothing(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    result = training.load(make_job(max_train_examples=8)).fit()
+    assert result.train_tokens > 0

@@ -177,6 +177,23 @@ def test_two_nodes_are_one_run_with_the_energy_of_both(alone: Alone) -> None:
     assert hours == pytest.approx(sum(s.runtime_h for s in segments if s.node == 0), rel=1e-9)
 
 
+def test_two_nodes_with_other_options_train_nothing_and_say_which_differ() -> None:
+    launcher = ("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
+                "--master_addr", "127.0.0.1", "--master_port", "29617")  # fmt: skip
+    rates = ("2e-4", "2e-2")
+    nodes = [
+        start(*launcher, "--node_rank", str(rank), asked=[*SMALL, "--learning_rate", rate])
+        for rank, rate in enumerate(rates)
+    ]
+    with ThreadPoolExecutor(2) as readers:
+        for printed in readers.map(ended, nodes):
+            assert "error: the processes that train together differ in learning_rate: " in printed
+    assert [node.returncode for node in nodes] == [1, 1]  # the launchers'
+    (run,) = client().search_runs(["0"])
+    assert run.info.status == "FAILED"
+    assert "train_loss" not in run.data.metrics
+
+
 def test_when_one_process_dies_the_others_end_with_that_and_what_was_spent() -> None:
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                 "--main_process_port", "29614")  # fmt: skip
