@@ -181,6 +181,8 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # ours open the trials
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file
+    # Its own eight attempts take minutes, in which a run neither spools nor ends.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # An idle thread of torch on a CPU gives its core up after microseconds instead of spinning
     # on: as fast on a quiet machine, and three times as fast on one that has other work.

@@ -7,23 +7,25 @@ is there already stays as it is.
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from green_tune import secrecy, store
-from green_tune.errors import StoreAway, StoreError
+from green_tune.errors import GreenTuneError, StoreAway, StoreError
 from green_tune.spool import Act
 
 AT_ONCE = 100  # params in one call, at most
 TABLES = "mlflow.loggedArtifacts"  # those that its UI shows as tables
 # What is wrong with a request stays wrong. A login that is refused, a conflict or a limit do not.
 REFUSED, NO_LOGIN = {400, 404}, 401
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 UNANSWERED = re.compile(r"API request to (\w+://[^/]+)\S* failed with .*\(Caused by (.*)\)")
 # A traceback for each write that a database misses, a line for each attempt: one of ours says it.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -105,29 +107,40 @@ class Delivery:
 
 
 @contextmanager
-def named() -> Iterator[None]:
+def named(what: str = "the tracking store") -> Iterator[None]:
     """Gives a store's error its own name, whichever library it comes from."""
     try:
         yield
     except MlflowException as error:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         kind = StoreError if status in REFUSED else StoreAway
-        fix = f"; set {store.LOGIN}" if status == NO_LOGIN else ""
-        raise kind(f"the tracking store cannot be used: {line(error)}{fix}") from error
+        text = line(error)
+        fix = f"; set {KEYS if 's3://' in text else store.LOGIN}" if status == NO_LOGIN else ""
+        raise kind(f"{what} cannot be used: {text}{fix}") from error
     except (SQLAlchemyError, OSError) as error:
-        raise StoreAway(f"the tracking store cannot be used: {line(error)}") from error
+        raise StoreAway(f"{what} cannot be used: {line(error)}") from error
 
 
 @contextmanager
 def of_artifacts() -> Iterator[None]:
     """As `named`, for artifacts, of which each kind of store raises what its library does."""
     try:
-        with named():
+        with named("the store of artifacts"):
             yield
-    except StoreError:
+    except GreenTuneError:
         raise
     except Exception as error:
         raise StoreAway(f"the store of artifacts cannot be used: {line(error)}") from error
+
+
+def twice(write: Callable[..., None], *given: str) -> None:
+    """A write, again if it was refused: of two that make a row at once, a database takes one."""
+    try:
+        write(*given)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(BAD_REQUEST):  # which MLflow makes of a broken rule
+            raise
+        write(*given)
 
 
 def line(error: Any) -> str:

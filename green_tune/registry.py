@@ -4,6 +4,7 @@ It knows versions and where their bytes are. What a version's folder holds is `p
 which version deserves an alias `choice`'s.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
-    BAD_REQUEST,
     ENDPOINT_NOT_FOUND,
     FEATURE_DISABLED,
     INVALID_PARAMETER_VALUE,
@@ -28,10 +28,12 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from green_tune import choice, store
 from green_tune.choice import RULES
-from green_tune.delivery import line, named
+from green_tune.delivery import line, named, of_artifacts, twice
 from green_tune.errors import AdapterError, ConfigError, StoreError
 from green_tune.results import KIND
 from green_tune.versions import ADAPTER_KIND, ADDRESS, ODD, Version
+
+log = logging.getLogger(__name__)
 
 FORCED = "green_tune.forced."  # of a model, with an alias: version/highest version at that time
 MODEL_TYPE = "lora-adapter"
@@ -129,7 +131,7 @@ class Registry:
                     model_id=model_id,
                 )
             except BaseException:
-                self._client.delete_logged_model(model_id)
+                self._discard(model_id)
                 raise
         version = self.version(name, str(made.version))
         first = self.of_adapter(name, tags[ADDRESS])
@@ -151,13 +153,21 @@ class Registry:
             model_type=MODEL_TYPE,
         )
         try:
-            self._client.log_model_artifacts(model.model_id, str(folder))
+            with of_artifacts():
+                self._client.log_model_artifacts(model.model_id, str(folder))
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         except BaseException:
-            self._client.delete_logged_model(model.model_id)
+            self._discard(model.model_id)
             raise
         return str(model.model_id)
+
+    def _discard(self, model_id: str) -> None:
+        """Removes what came to nothing; a store that is away must not hide why."""
+        try:
+            self._client.delete_logged_model(model_id)
+        except MlflowException as error:
+            log.warning("the logged model %s is left behind: %s", model_id, line(error))
 
     def _make(self, name: str) -> None:
         try:
@@ -171,7 +181,7 @@ class Registry:
         with _named():
             for key, text in tags.items():
                 to = (version.name, str(version.number), key, text)
-                _twice(self._client.set_model_version_tag, *to)
+                twice(self._client.set_model_version_tag, *to)
 
     def move(
         self, alias: str, mine: Version, *, within_percent: float, force: bool = False
@@ -227,7 +237,7 @@ class Registry:
         highest = self.versions(mine.name)[-1].number
         with _named():
             note = (mine.name, FORCED + alias, f"{mine.number}/{highest}")
-            _twice(self._client.set_registered_model_tag, *note)
+            twice(self._client.set_registered_model_tag, *note)
 
     def _unforced(self, alias: str, name: str) -> Callable[[Version], bool]:
         with _named():
@@ -239,7 +249,7 @@ class Registry:
     def _set(self, alias: str, version: Version) -> None:
         to = (version.name, alias, str(version.number))
         try:
-            _twice(self._client.set_registered_model_alias, *to)
+            twice(self._client.set_registered_model_alias, *to)
         except MlflowException as error:
             if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
                 raise ConfigError(f"alias={alias} is not possible: {line(error)}") from None
@@ -262,7 +272,7 @@ class Registry:
         Raises:
             AdapterError: one has a name that leads out of the folder; MLflow says so of `..`.
         """
-        with _named():
+        with _named(), of_artifacts():
             try:
                 return dict(_listed_files(place, ""))
             except MlflowException as error:
@@ -277,20 +287,10 @@ class Registry:
         """Downloads one file of an address into a folder, under the same path."""
         target = to / Path(path).parent
         target.mkdir(parents=True, exist_ok=True)
-        with _named():
+        with _named(), of_artifacts():
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{place}/{path}", dst_path=str(target)
             )
-
-
-def _twice(write: Callable[..., None], *given: str) -> None:
-    """A write, again if it was refused: of two that make a row at once, a database takes one."""
-    try:
-        write(*given)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(BAD_REQUEST):  # which MLflow makes of a broken rule
-            raise
-        write(*given)
 
 
 def _listed_files(place: str, under: str) -> Iterator[tuple[str, int]]:

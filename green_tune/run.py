@@ -233,9 +233,9 @@ class Run:
             try:
                 self._delivery.perform(act)
             except StoreAway as error:
+                self._keep(act)
                 log.warning("%s; what is written of %s waits in %s",
                             error, self.name, self._spool.folder)  # fmt: skip
-                self._keep(act)
 
     def _keep(self, act: Act) -> None:
         try:

@@ -29,7 +29,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.pool import NullPool
 
 from green_tune import gates, heartbeat, reading, secrecy, spool, stop, store, worker
-from green_tune.delivery import Delivery, named
+from green_tune.delivery import Delivery, named, twice
 from green_tune.errors import StoreAway, StoreError
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD
 from green_tune.query import KINDS, Query
@@ -251,7 +251,8 @@ class Tracker:
         there = self._ask(lambda: self._client.get_experiment(self.experiment_id)).tags
         for key, text in tags.items():
             if key not in there:
-                self._ask(partial(self._client.set_experiment_tag, self.experiment_id, key, text))
+                about = (self.experiment_id, key, text)
+                self._ask(partial(twice, self._client.set_experiment_tag, *about))
 
     def mark_front(self, records: Sequence[RunRecord], front: Sequence[RunRecord]) -> None:
         """Tags each record with whether it is on the front, where that has changed."""

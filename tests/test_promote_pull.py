@@ -12,6 +12,7 @@ from typing import Any
 import click
 import pytest
 import trained
+from botocore.exceptions import EndpointConnectionError
 from click.testing import CliRunner, Result
 from conftest import ROOT
 from mlflow import MlflowClient
@@ -372,6 +373,19 @@ def test_a_name_from_a_store_leads_nowhere_else(
     done = asked(pull)
     assert done.exit_code == 0, done.output
     assert [path.name for path in Path("adapters").iterdir()] == ["..-..-x-v1"]
+
+
+@pytest.mark.parametrize("call", ["list_artifacts", "download_artifacts"])
+def test_a_bucket_that_does_not_answer_is_one_line(
+    promoted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(endpoint_url="http://s3:9000")
+
+    monkeypatch.setattr(f"mlflow.artifacts.{call}", away)
+    done = asked(pull, "--adapter", "tiny-sentiment/1", "--output", str(tmp_path / "there"))
+    assert done.exit_code == 2
+    assert error(done).startswith("error: the store of artifacts cannot be used: Could not connect")
 
 
 def test_a_store_without_a_registry_is_one_line_for_both_commands(

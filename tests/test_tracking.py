@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from green_tune import reading, spool, store, worker
 from green_tune.errors import (
@@ -512,3 +513,21 @@ def test_a_store_that_mlflow_refuses_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be used") as caught:
         Tracker(f"file://{tmp_path / 'mlruns'}")
     assert "\n" not in str(caught.value)
+
+
+def test_two_workers_may_write_a_tag_of_their_experiment_at_once(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one was faster by a moment, as the database says in its way."""
+    write, refusals = MlflowClient.set_experiment_tag, [MlflowException("Unique", BAD_REQUEST)]
+
+    def set_tag(self: MlflowClient, *given: str) -> None:
+        write(self, *given)
+        if refusals:
+            raise refusals.pop()
+
+    tracker = Tracker(store_uri)
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", set_tag)
+    tracker.set_experiment_tags({"a": "b"})
+    assert refusals == []
+    assert MlflowClient(store_uri).get_experiment("0").tags["a"] == "b"

@@ -54,11 +54,7 @@ class Command:
     def __init__(self, folder: Path, entry: str, environment: Mapping[str, str]) -> None:
         asked = TRAIN if entry == "train" else SWEEP if entry == "sweep" else {}
         words = [word for key, text in asked.items() for word in (f"--{key}", text)]
-        own = {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        }
+        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self._printed = folder / f"{time.time_ns()}.txt"
         with self._printed.open("w") as out:
             self.process = subprocess.Popen(
