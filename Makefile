@@ -18,7 +18,7 @@ test: $(READY)  ## every test; the slow ones start the real `mlflow run`
 check: $(READY)  ## style, types, layers
 	ruff format --check .
 	ruff check .
-	mypy
+	mypy --num-workers 2
 	lint-imports
 
 ui: $(READY)  ## the MLflow UI on this folder's runs
