@@ -1,5 +1,6 @@
 """What a command, or a run that was measured, would take on a machine that this is not."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from entrypoints.options import folder_for
+from green_tune.config import SweepConfig, TrainConfig
 from green_tune.errors import ConfigError, HardwareMismatch, UsageError
 
 if TYPE_CHECKING:
@@ -15,12 +18,13 @@ if TYPE_CHECKING:
 
     from entrypoints.quote import QuoteConfig
     from green_tune.hardware import Gpu
-    from green_tune.projection import Target
+    from green_tune.projection import Projection, Target
     from green_tune.results import RunRecord
     from green_tune.trace import Trace
     from green_tune.tracking import Tracker
 
 NONE, RECORDED, BEST = "-", "world", "best"
+UNMEASURED = ("emissions_budget_kg", "energy_budget_kwh", "timeout_h")  # of what is yet to be run
 PROJECTED = ("t4", "l4", "a100-40", "a100-80", "h100")  # where nobody says which
 
 
@@ -76,6 +80,8 @@ def project(config: "QuoteConfig", asked: Mapping[str, str]) -> None:
     from green_tune import hardware, intensity, store
     from green_tune import trace as traces
 
+    _refuse(config, asked)
+    pue = _pue(asked)
     zone = None if asked["country"] == RECORDED else intensity.resolve(asked["country"])
     trace = None if config.trace == NONE else traces.read(config.trace)
     start = _start(config, trace)
@@ -84,27 +90,51 @@ def project(config: "QuoteConfig", asked: Mapping[str, str]) -> None:
         hardware.check_known(name)
     if "cpu" in names:
         raise ConfigError("gpu=cpu: a run is projected to GPUs of the table; quote it on a CPU")
+    folder = folder_for(config.output, "quote")
     store.check_reachable(store.tracking_uri())
 
-    from green_tune.projection import Target
+    from green_tune.projection import Target, rows
     from green_tune.tracking import Tracker
 
     tracker = Tracker(store.tracking_uri())
     if not tracker.has(config.run):
         raise ConfigError(f"run={config.run} is not in the store")
-    target = Target(intensity=zone, trace=trace, start=start if trace else None)
+    when = start if trace else None
+    target = Target(intensity=zone, trace=trace, start=when, pue=pue)
     with tracker.adopted("quote", f"quote of {config.run[:8]}", asked):
-        _projected(tracker, config, target, names)
+        found = _projected(tracker, config, target, names)
+    if folder:
+        (folder / "quote.json").write_text(json.dumps(rows(found), indent=2) + "\n")
+
+
+def _refuse(config: "QuoteConfig", asked: Mapping[str, str]) -> None:
+    """Looks for options that say nothing of a run that was measured.
+
+    Raises:
+        ConfigError: one of them was given, and is not at its default.
+    """
+    budgets = SweepConfig.parse({name: asked[name] for name in UNMEASURED})
+    given = [name for name in UNMEASURED if getattr(budgets, name)]
+    given = ["command"] * (config.command != "train") + given
+    if given:
+        name = given[0]
+        raise ConfigError(f"{name}={asked[name]} is for what is yet to be run, not with run=")
+
+
+def _pue(asked: Mapping[str, str]) -> float | None:
+    """The PUE that was asked for; None for the run's own, as it is where nobody says which."""
+    pue = TrainConfig.parse({"pue": asked["pue"]}).pue
+    return None if pue == TrainConfig().pue else pue
 
 
 def _projected(
     tracker: "Tracker", config: "QuoteConfig", target: "Target", names: "Sequence[str]"
-) -> None:
+) -> "list[Projection]":
     from green_tune import hardware, projection
     from green_tune.query import KINDS, Query
 
     record = tracker.get(config.run)
-    moved = target.intensity is not None or target.trace is not None
+    moved = any(each is not None for each in (target.intensity, target.trace, target.pue))
     wanted = PROJECTED if names == ["auto"] and not moved else names
     rows: list[Gpu | None] = [row for row in hardware.GPUS if {row.name, row.family} & set(wanted)]
     runs = tracker.find(Query(kinds=KINDS, task=record.params.get("task", "")))
@@ -126,6 +156,7 @@ def _projected(
         found.append(projection.project(record, replace(target, gpu=row), runs))
     if found:
         click.echo(projection.report(found, record))
+    return found
 
 
 def _no_room(record: "RunRecord", row: "Gpu") -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from entrypoints.elsewhere import NONE
 from entrypoints.options import folder_for, options_of, run
 from green_tune import bars
 from green_tune import order as orders
-from green_tune.config import GridConfig, Options, SweepConfig, check, option, read
+from green_tune.config import GridConfig, Options, SweepConfig, option
 from green_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _quote(asked: dict[str, str]) -> None:
     for name in ("trace", "start"):
         if (text := getattr(config, name)) != NONE:
             raise ConfigError(f"{name}={text} is for a measured run, elsewhere: give run= as well")
-    _budget(asked)
+    _limits(asked)
     rest = {name: text for name, text in asked.items() if name not in ours}
     order = orders.read(config.command, rest | {"gpu": "auto"})
 
@@ -177,8 +177,7 @@ def _show(
     offers = _offers(asking, market, knowing)
     rows = _xrays(market, offers)
     _tell(asking, market, offers, rows, assumed)
-    if budget := _budget(asking.asked):
-        click.echo("\n" + _trimmed(asking, market, offers, knowing, budget))
+    _tell_limits(asking, market, offers, knowing)
     _leave(offers, rows, current, folder)
 
 
@@ -293,13 +292,18 @@ def _offers(asking: Asking, market: "Market", knowing: "Mapping[str, Known]") ->
         return [market.offer(device, knowing[device.gpu_type], here=here) for device, here in bar]
 
 
+def _chosen(offers: "Sequence[Offer]") -> "Offer | None":
+    """The one that is here, or else the first that has room."""
+    fitting = [offer for offer in offers if offer.parts]
+    return next((offer for offer in fitting if offer.here), next(iter(fitting), None))
+
+
 def _xrays(market: "Market", offers: "Sequence[Offer]") -> "dict[Pair, list[Row]]":
     """The padding of each model and task, at the price of the device that is here, or the first."""
     from green_tune import padding
     from green_tune.offer import first, pair
 
-    fitting = [offer for offer in offers if offer.parts]
-    chosen = next((offer for offer in fitting if offer.here), next(iter(fitting), None))
+    chosen = _chosen(offers)
     found: dict[Pair, list[Row]] = {}
     for part in chosen.parts if chosen else ():
         config, shape = part.unit.config, part.job.shape
@@ -331,20 +335,33 @@ def _tell(
     click.echo(quotation.report(asking.order, offers, asking.one.intensity, width))
     click.echo("")
     click.echo(quotation.tokens(market.texts, offers, assumed, width))
+    chosen = _chosen(offers)
+    device = chosen.device.gpu_type if chosen else ""
     for (model, task), rows in xrays.items():
-        click.echo(f"\nPadding, {model} on {task}:\n{padding.report(rows, width)}")
+        click.echo(f"\nPadding, {model} on {task}:\n{padding.report(rows, width, device)}")
 
 
-def _budget(asked: Mapping[str, str]) -> float:
-    """The most kg CO2e that it may take; 0 for no limit.
+def _limits(asked: Mapping[str, str]) -> SweepConfig:
+    """The most kg CO2e, kWh and hours that it may take; 0 for no limit.
 
     Raises:
-        ConfigError: it is no such figure.
+        ConfigError: one of them is no such figure.
     """
-    spec = next(each for each in fields(SweepConfig) if each.name == "emissions_budget_kg")
-    value = read(spec, asked["emissions_budget_kg"])
-    check(spec, value)
-    return float(value)
+    return SweepConfig.parse({name: asked[name] for name in elsewhere.UNMEASURED})
+
+
+def _tell_limits(
+    asking: Asking, market: "Market", offers: "Sequence[Offer]", knowing: "Mapping[str, Known]"
+) -> None:
+    """Whether it stays within each budget; what to leave out is sought for emissions alone."""
+    from green_tune import quotation
+
+    limits, chosen = _limits(asking.asked), _chosen(offers)
+    if limits.emissions_budget_kg:
+        click.echo("\n" + _trimmed(asking, market, offers, knowing, limits.emissions_budget_kg))
+    if chosen:
+        for line in quotation.limits(chosen, limits.energy_budget_kwh, limits.timeout_h):
+            click.echo(f"\n{line}")
 
 
 def _trimmed(
@@ -357,10 +374,9 @@ def _trimmed(
     """What of the order would stay within the budget, on this machine or the first with room."""
     from green_tune import quotation, trim
 
-    fitting = [offer for offer in offers if offer.parts]
-    if not fitting:
+    chosen = _chosen(offers)
+    if not chosen:
         return "nothing to trim: it fits on none of these"
-    chosen = next((offer for offer in fitting if offer.here), fitting[0])
     known = knowing[chosen.device.gpu_type]
     if chosen.amount.emissions_kg <= budget_kg:
         return quotation.trimmed((), chosen, budget_kg, "")

@@ -220,11 +220,15 @@ def _seen(record: RunRecord, kind: str) -> Seen:
 
 
 def _is_whole(record: RunRecord) -> bool:
-    """A run that went to its end and was measured, in one session."""
+    """A run that went to its end and was measured, in one session and with the machine to itself.
+
+    Beside another run it takes longer and has a part of the energy: no one is quoted so.
+    """
     return (
         record.status == "FINISHED"
         and record.tags.get("energy_valid") == "true"
         and not record.ended_early
+        and not record.shared
         and REUSED not in record.tags
         and PROCESSES not in record.tags
         and "green_tune.sessions" not in record.tags

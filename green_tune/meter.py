@@ -22,12 +22,13 @@ from green_tune.hardware import Device
 from green_tune.job import Job
 from green_tune.nvml import GpuEnergy
 from green_tune.presence import Presence, Shares
+from green_tune.results import SHARED
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 NO_GPU = "none: no GPU was used"
-SHARED = "shared with other measured runs, split equally,"
+SPLIT = f"{SHARED}, split equally,"
 OTHERS = 0.1  # of the CPUs, used by other programs, is said
 
 
@@ -300,7 +301,7 @@ class Meter:
         account.add(segment, self.basis.kg(segment.energy_kwh))
         self.spent_kwh += segment.energy_kwh
         account.remark("paused", stretch.seconds * stretch.paused)
-        account.remark(SHARED, stretch.seconds * (shares.others > 0))
+        account.remark(SPLIT, stretch.seconds * (shares.others > 0))
         account.remark("suspended (not counted)", stretch.suspended_s)
         account.remark("clock set, time stamps not corrected,", abs(stretch.jumped_s))
         if self._gpus:
@@ -332,7 +333,7 @@ class Meter:
         hours = sum(segment.runtime_h for segment in account.segments)
         cpus_s = hours * SECONDS_PER_HOUR * (os.cpu_count() or 1)
         share = account.others_s / cpus_s if cpus_s else 0.0
-        if share <= OTHERS or SHARED in account.remarks or not self._alone:
+        if share <= OTHERS or SPLIT in account.remarks or not self._alone:
             return []
         return [f"other programs used {share:.0%} of the CPUs, and their energy is in it"]
 

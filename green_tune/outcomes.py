@@ -21,8 +21,10 @@ EVIDENCE = {  # the best first, with how a reader is told
     "probe": "a probe",
     "table": "the table of GPUs",
 }
+ON_A_CPU = "assumed rates"  # what the table is for a CPU, which has no row in it
 UNKNOWN = "unknown"
 NOT_AS_QUOTED = "that did not end as quoted (stopped, failed or resumed)"
+BESIDE = "that shared their machine with other measured runs"
 DISTRUSTED = "by their energy, which is not trusted"
 PENDING = ("RUNNING", "SCHEDULED")
 
@@ -67,6 +69,14 @@ def evidence(record: RunRecord) -> str:
     return named if named in EVIDENCE else UNKNOWN
 
 
+def spoken(record: RunRecord) -> str:
+    """What a run's quote rests on, as a reader is told."""
+    named = evidence(record)
+    if named == "table" and record.tags.get("gpu_type") == "cpu":
+        return ON_A_CPU
+    return EVIDENCE.get(named, record.tags.get("quote.evidence", ""))
+
+
 def known(records: Iterable[RunRecord], figure: Figure) -> list[Outcome]:
     """The outcomes of those quotes that have one, the newest run's last."""
     found = [each for record in records if (each := _outcome(record, figure))]
@@ -79,10 +89,13 @@ def unknown(records: Iterable[RunRecord]) -> dict[str, int]:
 
 
 def _outcome(record: RunRecord, figure: Figure) -> Outcome | None:
-    """None where a run has no quote of its own, or its error is not known or not trusted."""
+    """None where a run has no quote of its own, or its error is not known or not trusted.
+
+    Nor beside another measured run, which no quote foresees: it takes longer for half the energy.
+    """
     said, low, high = (_quoted(record, figure, end) for end in ("", "_low", "_high"))
     error = record.metrics.get(f"quote.{figure}_error", math.nan)
-    vain = REUSED in record.tags or (figure == "energy" and _is_distrusted(record))
+    vain = REUSED in record.tags or record.shared or (figure == "energy" and _is_distrusted(record))
     if vain or not (0 < said < math.inf and -1 < error < math.inf):
         return None
     return Outcome(record=record, said=said, low=low, high=high, came=said * (1 + error))
@@ -97,6 +110,8 @@ def _missing(record: RunRecord) -> str:
     quoted = any(math.isfinite(_quoted(record, figure)) for figure in UNITS)
     if not quoted or REUSED in record.tags or record.status in PENDING:
         return ""
+    if record.shared:
+        return BESIDE
     if not any(_outcome(record, figure) for figure in UNITS):
         return NOT_AS_QUOTED
     return DISTRUSTED if _is_distrusted(record) else ""

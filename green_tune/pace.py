@@ -19,6 +19,11 @@ W_PER_KW = 1000.0
 TRUST = 0.1  # of the pace that a fit starts from, in runs: one measured run outweighs it tenfold
 TRAIN = ("train_s_per_gflop", "train_s_per_layer_pass", "train_s_per_layer_step")
 EVAL = ("eval_s_per_gflop", "eval_s_per_layer_pass")
+# What a store says is believed within these, in seconds for any unit of work and in watts. Whatever
+# computes takes more than a thousandth of a rack's second (1e18 FLOP/s) for a GFLOP and its layers,
+# and draws something; eleven days for one GFLOP or one start, and a megawatt, nobody has here.
+LEAST_S, MOST_S = 1e-12, 1e6
+LEAST_W, MOST_W = 1e-3, 1e6
 
 Phases = Mapping[str, Amount]
 
@@ -79,9 +84,9 @@ class Pace:
 
     @classmethod
     def read(cls, metrics: Mapping[str, float]) -> Self | None:
-        """The pace that a quote has noted; None where it has not."""
+        """The pace that a probe has noted; None where it has not, or it is that of no machine."""
         found = figures(cls, PREFIX, metrics)
-        return cls(**found) if found else None
+        return cls(**found) if found and _can_be(found) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,17 @@ class Seen:
 
     work: Work
     phases: Phases
+
+
+def _can_be(found: Mapping[str, float]) -> bool:
+    """Whether a real machine may be so; one bad row of a store must not end all trainings."""
+    watts = [figure for name, figure in found.items() if name.endswith("_w")]
+    seconds = [figure for name, figure in found.items() if not name.endswith("_w")]
+    return (
+        all(LEAST_W <= figure <= MOST_W for figure in watts)
+        and max(seconds) <= MOST_S
+        and sum(found[name] for name in TRAIN) >= LEAST_S
+    )
 
 
 def amount(seconds: float, watts: float) -> Amount:

@@ -139,8 +139,11 @@ def by_length(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> 
     return [one for part in stretches for one in part]
 
 
-def report(rows: Sequence[Row], width: int = 80) -> str:
-    """Shares of padding as a table on a terminal of so many columns, and what they come to."""
+def report(rows: Sequence[Row], width: int = 80, device: str = "") -> str:
+    """Shares of padding as a table on a terminal of so many columns, and what they come to.
+
+    `device` is the one whose price it is, where there may be several.
+    """
     own = at_own_size(rows)
     mine = next(row for row in rows if row.mine)
     unit, factor = unit_of(rows)
@@ -152,14 +155,15 @@ def report(rows: Sequence[Row], width: int = 80) -> str:
     below = "\nbelow 0 where examples share a prompt, which is computed once"
     head = "padding, % of processed tokens, by examples of a forward pass (* this job's)"
     head += below * any(round(100 * row.padding) < 0 for row in rows)
-    return "\n".join([head, cells.to_text(table, width), textwrap.fill(sentence(rows), width)])
+    filled = textwrap.fill(sentence(rows, device), width, break_on_hyphens=False)
+    return "\n".join([head, cells.to_text(table, width), filled])
 
 
 def _sizes(rows: Sequence[Row]) -> list[int]:
     return sorted({row.batch_size for row in rows})
 
 
-def sentence(rows: Sequence[Row]) -> str:
+def sentence(rows: Sequence[Row], device: str = "") -> str:
     """What the job's training comes to, and what the best and the usual method would.
 
     In CO2e, or in operations where the price of one is not known.
@@ -168,7 +172,7 @@ def sentence(rows: Sequence[Row]) -> str:
     mine, usual = next(row for row in rows if row.mine), own[USUAL]
     best = min(own.values(), key=lambda row: row.spent)
     clauses = [f"At batch size {mine.batch_size} this job's training ({mine.method}) comes to"
-               f" {_amount(mine, rows)}"]  # fmt: skip
+               f" {_amount(mine, rows)}{device and f' at the price of {device}'}"]  # fmt: skip
     if best.spent < mine.spent:
         clauses.append(f"{best.method} would take least, {_beside(best, mine, rows)}")
     else:

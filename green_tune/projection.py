@@ -6,8 +6,9 @@ on. It knows nothing of stores, and not whether a run fits into another GPU: tha
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from green_tune.budget import Amount
 from green_tune.cells import KG_TO_G, cropped, duration, new_table, to_text
@@ -34,11 +35,12 @@ class Target:
     intensity: Intensity | None = None
     trace: Trace | None = None
     start: datetime | None = None
+    pue: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """A run as it would be elsewhere: h, kWh of the machine, kg CO2e with the run's PUE.
+    """A run as it would be elsewhere: h, kWh of the machine, kg CO2e with the PUE of there.
 
     The ranges are the projection's own error. What the meter may have missed stands in the run's
     bounds, and goes with every figure here alike.
@@ -155,6 +157,11 @@ def report(projections: Sequence[Projection], record: RunRecord) -> str:
     return "\n".join([head, "", to_text(table, WIDTH), "", *lines])
 
 
+def rows(projections: Sequence[Projection]) -> list[dict[str, Any]]:
+    """The projections as rows of a table for machines."""
+    return [{**asdict(each), "notes": list(each.notes)} for each in projections]
+
+
 def _row(each: Projection) -> list[str]:
     grams = [kg * KG_TO_G for kg in (each.emissions_low_kg, each.emissions_high_kg)]
     return [
@@ -193,7 +200,8 @@ def _intensity(record: RunRecord, target: Target, runtime_h: float) -> tuple[flo
         raise ConfigError("a projection takes a country or a trace, not both")
     if target.start and not target.trace:
         raise ConfigError("another hour needs a trace of intensities")
-    pue = float(record.tags.get("pue", "1"))
+    own = float(record.tags.get("pue", "1"))
+    pue = own if target.pue is None else target.pue
     if target.intensity:
         note = f"Emissions at {target.intensity.note}, as exact as that figure is."
         return pue * target.intensity.g_per_kwh / GRAMS_PER_KG, note
@@ -208,7 +216,8 @@ def _intensity(record: RunRecord, target: Target, runtime_h: float) -> tuple[flo
     kg = record.metrics.get("emissions_kg")
     if kg is None:
         raise ConfigError(f"run {record.run_id[:8]} has no emissions; give a country")
-    return kg / record.metrics["energy_kwh"], "Emissions for a kWh as the run's own."
+    note = f"Emissions for a kWh as the run's own{f', whose PUE was {own:g}' * (pue != own)}."
+    return kg / record.metrics["energy_kwh"] * pue / own, note
 
 
 def _covered(trace: Trace, start: datetime, seconds: float) -> float:
@@ -238,4 +247,5 @@ def _title(record: RunRecord, target: Target) -> str:
         parts.append(target.intensity.zone)
     if target.trace:
         parts += [target.trace.zone, f"{_utc(target.start or record.started):{STAMP}}"]
+    parts += [] if target.pue is None else [f"PUE {target.pue:g}"]
     return ", ".join(parts or [machine(record)])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from green_tune import cells, fit
-from green_tune.conformal import LEVEL
+from green_tune.conformal import LEVEL, Width
 from green_tune.effort import Texts
 from green_tune.footprint import GRAMS_PER_KG
 from green_tune.intensity import Intensity
@@ -64,7 +64,8 @@ def details(offer: Offer, zone: Intensity, width: int = 80) -> Iterator[str]:
     yield f"emissions  {grams:.3g} g CO2e" + _range(f"{grams * low:.3g}", f"{grams * high:.3g}")
     yield from _filled(zone.note, width, indent)
     yield from _filled(offer.note, width, "rests on   ")
-    yield from _filled(f"{LEVEL * 100:.0f} % {offer.energy.note}", width, indent)
+    note = f"{LEVEL * 100:.0f} % {offer.energy.note}{_whole(offer)}"
+    yield from _filled(note, width, indent)
     for text in _shares(offer):
         yield from _filled(text, width, indent)
 
@@ -121,22 +122,30 @@ def _memory_row(offer: Offer) -> tuple[str, ...]:
 def trimmed(found: Sequence[Proposal], offer: Offer, budget_kg: float, others: str) -> str:
     """What would stay within a budget."""
     grams, budget = offer.amount.emissions_kg * GRAMS_PER_KG, budget_kg * GRAMS_PER_KG
-    _, high = offer.energy.interval(grams)
-    where = offer.device.gpu_type
+    held = _held(offer, grams, budget, "g", offer.energy)
     if grams <= budget:
-        risk = f", though it may be up to {high:.3g} g" if high > budget else ""
-        return f"on {where}: within the budget of {budget:.3g} g{risk}"
-    lines = [
-        f"on {where}: over the budget of {budget:.3g} g by {grams - budget:.3g} g; what would stay "
-        "within:"
-    ]
+        return held
+    lines = [f"{held}{'; what would stay within:' if found else ', whatever is lowered'}"]
     lines += [f"  {p}  ({p.emissions_kg * GRAMS_PER_KG:.3g} g)" for p in found]
-    if not found:
-        lines = [
-            f"on {where}: over the budget of {budget:.3g} g by {grams - budget:.3g} g, whatever is "
-            "lowered"
-        ]
     return "\n".join([*lines, *([others] if others else [])])
+
+
+def limits(offer: Offer, energy_kwh: float, runtime_h: float) -> list[str]:
+    """Whether it stays within other budgets, where they are not 0; nothing to lower is sought."""
+    said = []
+    if energy_kwh:
+        said.append(_held(offer, offer.amount.energy_kwh, energy_kwh, "kWh", offer.energy))
+    if runtime_h:
+        said.append(_held(offer, offer.amount.runtime_h, runtime_h, "h", offer.runtime))
+    return said
+
+
+def _held(offer: Offer, figure: float, budget: float, unit: str, width: Width) -> str:
+    where, (_, high) = offer.device.gpu_type, width.interval(figure)
+    if figure > budget:
+        return f"on {where}: over the budget of {budget:.3g} {unit} by {figure - budget:.3g} {unit}"
+    risk = f", though it may be up to {high:.3g} {unit}" if high > budget else ""
+    return f"on {where}: within the budget of {budget:.3g} {unit}{risk}"
 
 
 def cheaper(offers: Sequence[Offer], budget_kg: float) -> str:
@@ -204,6 +213,7 @@ def _footnotes(offers: Sequence[Offer], zone: Intensity, width: int) -> list[str
         texts.append(
             f"interval assumed, with too few past errors of such quotes: {', '.join(assumed)}"
         )
+    texts += [f"90 % interval{text}" for text in dict.fromkeys(map(_whole, fitting)) if text]
     if any(offer.layer == "table" for offer in fitting):
         texts.append("table: peak rates times a stated share, an order of magnitude")
     return [line for text in texts for line in _filled(text, width)] if fitting else []
@@ -263,14 +273,20 @@ def _range(low: str, high: str) -> str:
     return f"  ({low} to {high})"
 
 
+def _whole(offer: Offer) -> str:
+    """Of a search: what would make it cheaper than its interval says, which has none of it."""
+    kinds = {part.unit.kind for part in offer.parts}
+    repeats = " and all repeats are run" if "repeat" in kinds else ""
+    return f", if none is ended early{repeats}" if "trial" in kinds else ""
+
+
 def _shares(offer: Offer) -> Iterator[str]:
     if offer.session.runtime_h:
         grams = offer.session.emissions_kg * GRAMS_PER_KG
         yield f"of it {grams:.3g} g before, between and after the runs"
     each = [part.quote.amount.emissions_kg * GRAMS_PER_KG for part in offer.parts]
     if len(each) > 1:
-        early = "; none is ended early" if offer.parts[0].unit.kind == "trial" else ""
-        yield f"a run takes {min(each):.3g} to {max(each):.3g} g{early}"
+        yield f"a run takes {min(each):.3g} to {max(each):.3g} g"
         return
     phases = offer.parts[0].quote.evidence.phases
     whole = sum(spent.energy_kwh for spent in phases.values()) or 1.0

@@ -64,12 +64,13 @@ class Quote:
         return {"quote.evidence": self.evidence.layer, "quote.note": note}
 
     def errors(self, actual: Footprint) -> dict[str, float]:
-        """Actual over quoted, minus 1, of time and energy."""
+        """Actual over quoted, minus 1, of time and energy; none of what was said to be nothing."""
         said = self.amount
-        return {
-            "quote.runtime_error": actual.runtime_h / said.runtime_h - 1,
-            "quote.energy_error": actual.energy_kwh / said.energy_kwh - 1,
+        pairs = {
+            "runtime": (actual.runtime_h, said.runtime_h),
+            "energy": (actual.energy_kwh, said.energy_kwh),
         }
+        return {f"quote.{name}_error": a / b - 1 for name, (a, b) in pairs.items() if b}
 
 
 def with_intervals(amount: Amount, runtime: Width, energy: Width) -> dict[str, float]:

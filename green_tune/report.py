@@ -11,10 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from green_tune import cells
+from green_tune import cells, outcomes
 from green_tune.cells import KG_TO_G, duration
 from green_tune.footprint import OVERHEAD, PHASES
-from green_tune.outcomes import EVIDENCE
 from green_tune.points import intensities
 from green_tune.results import REUSED, RunRecord, front
 
@@ -210,13 +209,12 @@ def quoted(record: RunRecord) -> list[str]:
     said, low, high = (figures.get(f"quote.emissions_{name}kg") for name in ("", "low_", "high_"))
     if said is None or low is None or high is None:
         return []
-    source = record.tags.get("quote.evidence", "")
     error = figures.get("quote.energy_error")
     came = "" if error is None else f": {abs(error):.0%} {'more' if error > 0 else 'less'} came"
     known = record.tags.get("quote.note", "").rpartition("; ")[2]
     return [
         f"{said:.3g} kg CO2e ({low:.3g} to {high:.3g}{', ' + known if known else ''})",
-        f"by {EVIDENCE.get(source, source)}{came}",
+        f"by {outcomes.spoken(record)}{came}",
     ]
 
 

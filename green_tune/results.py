@@ -25,6 +25,8 @@ SAVED_KG = "green_tune.saved_kg"  # forecast of what an early end has saved
 PROCESSES = "processes"  # that trained together, where they were several
 REUSED, RETRY_OF = "green_tune.reused", "green_tune.retry_of"  # another run's id
 FINGERPRINT = "green_tune.fingerprint"
+FLAGS = "energy_flags"
+SHARED = "shared with other measured runs"  # what a flag begins with
 LONGEST_COURSE = 100  # validations
 
 
@@ -135,6 +137,11 @@ class RunRecord:
         """True where something outside of its config stopped it before its last planned step."""
         own = self.tags.get(STOPPED_WHY, "").startswith(OUT_OF_GAIN)
         return STOPPED_EARLY in self.tags and not own
+
+    @property
+    def shared(self) -> bool:
+        """True where its energy is a share of what several measured runs drew at one time."""
+        return SHARED in self.tags.get(FLAGS, "")
 
 
 def front(items: Sequence[T], objectives: Callable[[T], tuple[float, ...]]) -> list[T]:

@@ -16,7 +16,7 @@ from green_tune.blocks import Panel
 from green_tune.conformal import LEVEL
 from green_tune.counts import share
 from green_tune.document import Column, Interval, Table
-from green_tune.outcomes import EVIDENCE, UNITS, UNKNOWN, Figure, Outcome, known, unknown
+from green_tune.outcomes import EVIDENCE, UNITS, UNKNOWN, Figure, Outcome, known, spoken, unknown
 from green_tune.results import RunRecord
 
 K = TypeVar("K", bound=Hashable)
@@ -232,12 +232,18 @@ def _by_evidence(figure: Figure, found: Sequence[Outcome]) -> list[str]:
     if len(kinds) == 1:
         return []
     lines = [
-        f"- By {EVIDENCE.get(name, 'what is not known')}: {_runs(len(kinds[name]))};"
+        f"- By {_spoken(name, kinds[name])}: {_runs(len(kinds[name]))};"
         f" {_told(figure, kinds[name])}."
         for name in (*EVIDENCE, UNKNOWN)
         if name in kinds
     ]
     return ["\n".join(lines)]
+
+
+def _spoken(name: str, found: Sequence[Outcome]) -> str:
+    if name == UNKNOWN:
+        return "what is not known"
+    return " or ".join(sorted({spoken(each.record) for each in found}, reverse=True))
 
 
 def _told(figure: Figure, some: Sequence[Outcome]) -> str:

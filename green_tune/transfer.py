@@ -21,7 +21,7 @@ from green_tune.memory import NF4_BYTES
 from green_tune.peaks import BYTES, IDLE, peak_tflops
 from green_tune.results import REUSED, STOPPED_EARLY, RunRecord
 
-Basis = Literal["same GPU", "measured pair", "table of peaks"]
+Basis = Literal["same GPU", "same machine", "measured pair", "table of peaks"]
 
 KINDS = ("train", "trial", "cell", "repeat")
 FIGURES = ("runtime_h", "energy_kwh")
@@ -73,7 +73,7 @@ def scale(record: RunRecord, row: Gpu | None, store: Sequence[RunRecord]) -> Sca
         ConfigError: neither tells.
     """
     if row is None or row.name == machine(record):
-        return Scale(basis="same GPU")
+        return Scale(basis="same machine" if gpu(record) == "cpu" else "same GPU")
     found = pairs(record, row.name, store)
     return _of_pairs(record, row, found) if found else _of_table(record, row)
 

@@ -183,6 +183,7 @@ NOT_WHOLE: list[Change] = [
     {"tags": {REUSED: "another run"}},
     {"tags": {PROCESSES: "2"}},
     {"tags": {"green_tune.sessions": "2"}},  # resumed
+    {"tags": {"energy_flags": "paused for 2.0 s; shared with other measured runs, split equally"}},
     {"tags": {"energy_valid": "false"}},
     {"tags": {"energy_valid": None}},
     {"metrics": {"train/energy_kwh": None}},
@@ -314,6 +315,15 @@ def noted(job: Job, true: Pace, note: str) -> RunRecord:
         metrics=true.to_metrics(),
         tags=evidence.tags_of_probe(job, note),
     )
+
+
+@pytest.mark.parametrize("figure", [0.0, 1e200])
+def test_a_probe_of_no_machine_is_passed_over(make_job: MakeJob, figure: float) -> None:
+    job = make_job()
+    odd = noted(job, TRUE, "odd")
+    odd = replace(odd, metrics=dict.fromkeys(odd.metrics, figure))
+    assert find(job, [odd]).layer == "table"
+    assert find(job, [noted(job, TRUE, "sane"), odd]).layer == "probe"
 
 
 def test_the_newest_probe_of_the_store_is_found_again(make_job: MakeJob) -> None:

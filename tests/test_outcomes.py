@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 from synthetic import START, Effects, quoted, searched
 
-from green_tune import outcomes
+from green_tune import outcomes, report
 from green_tune.outcomes import UNITS
-from green_tune.results import REUSED, RunRecord
+from green_tune.results import REUSED, SHARED, RunRecord
 
 RUNS = quoted(0, searched(0, Effects(), 6))
 
@@ -94,6 +94,15 @@ def test_energy_that_is_not_trusted_is_no_outcome_but_its_time_is_one() -> None:
     assert outcomes.unknown([odd]) == {outcomes.DISTRUSTED: 1}
 
 
+def test_a_run_beside_another_says_nothing_of_its_quote() -> None:
+    flags = f"paused for 2.0 s; {SHARED}, split equally, for 30.0 s"
+    beside = replace(RUNS[0], tags={**RUNS[0].tags, "energy_flags": flags})
+    assert [outcomes.known([beside], figure) for figure in UNITS] == [[], []]
+    assert outcomes.unknown([beside]) == {outcomes.BESIDE: 1}
+    paused = replace(RUNS[0], tags={**RUNS[0].tags, "energy_flags": "paused for 2.0 s"})
+    assert len(outcomes.known([paused], "energy")) == 1
+
+
 def test_a_run_that_was_taken_over_has_no_quote_of_its_own() -> None:
     taken = replace(RUNS[0], tags={**RUNS[0].tags, REUSED: "another"})
     assert not outcomes.known([taken], "energy")
@@ -112,3 +121,11 @@ def test_evidence_that_nobody_knows_is_called_so(tag: str) -> None:
     assert outcomes.evidence(odd) == "unknown"
     assert outcomes.evidence(replace(odd, tags={})) == "unknown"
     assert outcomes.evidence(RUNS[0]) == "fit"
+
+
+def test_a_cpu_is_in_no_table_of_gpus() -> None:
+    tags = {**RUNS[0].tags, "quote.evidence": "table"}
+    on = [replace(RUNS[0], tags={**tags, "gpu_type": name}) for name in ("cpu", "t4")]
+    assert [outcomes.spoken(each) for each in on] == ["assumed rates", "the table of GPUs"]
+    shown = report.quoted(on[0])
+    assert shown[1].startswith("by assumed rates: ")

@@ -82,6 +82,16 @@ def test_a_pace_is_read_back_from_metrics_and_from_all_of_them_alone() -> None:
         assert Pace.read({**metrics, name: -1.0}) is Pace.read({**metrics, name: math.nan}) is None
 
 
+@pytest.mark.parametrize("figure", [0.0, 1e200])
+def test_a_pace_of_no_machine_is_not_read(figure: float) -> None:
+    every = dict.fromkeys(PACE.to_metrics(), figure)
+    assert Pace.read(every) is None
+    for name in ("pace.busy_w", "pace.loading_w"):
+        assert Pace.read({**PACE.to_metrics(), name: figure}) is None
+    for name in RATES:
+        assert (Pace.read({**PACE.to_metrics(), f"pace.{name}": figure}) is None) == bool(figure)
+
+
 def off(found: Pace, works: Sequence[Work]) -> float:
     """How far a pace is from the true one, in the median."""
     pairs = [(found.train_s(work), PACE.train_s(work)) for work in works]

@@ -299,6 +299,8 @@ def test_what_is_said_names_the_jobs_the_best_and_the_usual_way() -> None:
         "5 g CO2e (-50%); padded to the longest of a batch, as is usual, 30 g CO2e (+200%). "
         "Modelled, at one price for each GFLOP."
     )
+    assert "comes to 10 g CO2e at the price of t4; " in padding.sentence(rows, "t4")
+    assert "at the price of a100-80" in " ".join(padding.report(rows, 80, "a100-80").split())
 
 
 def test_what_is_said_of_the_best_job_names_no_better_one() -> None:

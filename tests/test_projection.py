@@ -15,7 +15,7 @@ from green_tune import intensity, peaks, transfer
 from green_tune.effort import Work
 from green_tune.errors import ConfigError
 from green_tune.hardware import GPUS, Gpu
-from green_tune.projection import Target, best_start, project, report
+from green_tune.projection import Target, best_start, project, report, rows
 from green_tune.results import RunRecord
 from green_tune.trace import HOUR_S, Trace
 
@@ -96,6 +96,29 @@ def test_in_another_country_only_the_grams_change_and_these_exactly() -> None:
     assert found.emissions_kg == pytest.approx(kg)
     assert found.runtime_h == pytest.approx(record.metrics["runtime_h"])
     assert "France" in found.title
+
+
+def test_another_pue_is_that_of_the_place_it_is_projected_to() -> None:
+    record = measured()  # whose own is 1.2
+    own, there = (project(record, Target(pue=pue), []) for pue in (None, 1.8))
+    assert there.emissions_kg == pytest.approx(1.5 * own.emissions_kg)
+    assert there.energy_kwh == own.energy_kwh
+    assert there.title == "PUE 1.8"
+    assert there.notes[-1] == "Emissions for a kWh as the run's own, whose PUE was 1.2."
+    france = project(record, Target(pue=1.8, intensity=FRANCE), [])
+    kg = record.metrics["energy_kwh"] * 1.8 * FRANCE.g_per_kwh / 1000
+    assert france.emissions_kg == pytest.approx(kg)
+
+
+def test_rows_for_machines_hold_what_is_projected() -> None:
+    found = project(measured(), Target(intensity=FRANCE), [])
+    (row,) = json.loads(json.dumps(rows([found])))
+    assert row["emissions_kg"] == found.emissions_kg
+    assert row["notes"] == list(found.notes)
+
+
+def test_a_cpu_is_called_a_machine() -> None:
+    assert project(measured("cpu", device="Any 9000"), Target(), []).basis == "same machine"
 
 
 def test_another_hour_takes_the_mean_of_the_trace_over_the_run() -> None:

@@ -164,7 +164,33 @@ def test_a_sweep_says_what_its_runs_share_and_that_none_is_ended_early() -> None
     text = quotation.report(wanted.order, [made], GIVEN)
     (shared,) = numbers(row(text, "           of it "))[:1]
     assert shared == pytest.approx(made.session.emissions_kg * 1e3, rel=0.005)
-    assert row(text, "           a run takes ").endswith("none is ended early")
+    assert "           90 % interval assumed, if none is ended early" in text.splitlines()
+    again = market("sweep", repeats="3")
+    offers = offers_of(again, [CPU, T4])
+    repeats = "90 % interval assumed, if none is ended early and all repeats are run"
+    assert repeats in " ".join(quotation.report(again.order, offers, GIVEN).split())
+    beside = lines_of(quotation.report(again.order, offers_of(again, [L4, T4]), GIVEN))
+    assert "90 % interval, if none is ended early and all repeats are run" in beside
+    one = market("train")
+    assert "ended early" not in quotation.report(one.order, offers_of(one, [CPU]), GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("times", "line"),
+    [
+        (3.0, "within the budget of {budget:.3g} {unit}"),
+        (1.5, "within the budget of {budget:.3g} {unit}, though it may be up to {high:.3g} {unit}"),
+        (0.5, "over the budget of {budget:.3g} {unit} by {budget:.3g} {unit}"),
+    ],
+)
+def test_energy_and_time_are_held_against_their_budgets(times: float, line: str) -> None:
+    (made,) = offers_of(market("sweep"), [CPU])
+    kwh, hours = made.amount.energy_kwh, made.amount.runtime_h
+    assert quotation.limits(made, times * kwh, times * hours) == [
+        f"on cpu: {line}".format(budget=times * figure, high=2.5 * figure, unit=unit)
+        for figure, unit in ((kwh, "kWh"), (hours, "h"))
+    ]
+    assert quotation.limits(made, 0.0, 0.0) == []
 
 
 @pytest.mark.parametrize(

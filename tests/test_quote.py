@@ -138,6 +138,7 @@ def test_errors_are_how_much_more_it_took_than_was_said() -> None:
     assert quoted().errors(actual) == pytest.approx(
         {"quote.runtime_error": 0.5, "quote.energy_error": -0.2}
     )
+    assert quoted(times=0).errors(actual) == {}
 
 
 def test_errors_of_quotes_are_what_later_intervals_are_made_of(make_job: MakeJob) -> None:

@@ -47,6 +47,15 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"run": "abc", "start": "best"}, "start=best needs trace=, hourly intensities"),
     ({"run": "abc", "trace": "fr.csv"}, "fr.csv does not exist"),
     ({"run": "abc", "gpu": "k80"}, "gpu=k80 is unknown"),
+    (
+        {"run": "abc", "command": "sweep"},
+        "command=sweep is for what is yet to be run, not with run=",
+    ),
+    ({"run": "abc", "emissions_budget_kg": "1"}, "emissions_budget_kg=1 is for what is yet to be"),
+    ({"run": "abc", "timeout_h": "2"}, "timeout_h=2 is for what is yet to be run"),
+    ({"run": "abc", "pue": "0.5"}, "pue=0.5 is too small"),
+    ({"run": "abc", "output": "taken"}, "output=taken is no folder for a quote: "),
+    ({"energy_budget_kwh": "-1"}, "energy_budget_kwh=-1.0 is too small"),
     ({"output": "taken"}, "output=taken is no folder for a quote: "),
     ({"output": "taken/below"}, "output=taken/below is no folder for a quote: "),
     ({"output": "~nobody-of-this-name/q"}, "output=~nobody-of-this-name/q is no folder"),
@@ -174,11 +183,21 @@ def test_a_run_that_is_not_in_the_store_is_one_line(store_uri: str) -> None:
 
 
 def test_in_an_empty_store_the_table_answers(store_uri: str) -> None:
-    done = quoted("--output", "quote", "--max_train_examples", "8", "--emissions_budget_kg", "1e-9")
+    budgets = (
+        "--emissions_budget_kg",
+        "1e-9",
+        "--energy_budget_kwh",
+        "1e-9",
+        "--timeout_h",
+        "1e-9",
+    )
+    done = quoted("--output", "quote", "--max_train_examples", "8", *budgets)
     assert done.exit_code == 0, done.output
     assert "rests on   rates assumed of a CPU: an order of magnitude" in done.stdout
     assert "counted with" in done.stdout
-    assert "over the budget of 1e-06 g" in done.stdout
+    for least in ("1e-06 g", "1e-09 kWh", "1e-09 h"):
+        assert f"on cpu: over the budget of {least} by " in done.stdout
+    assert "at the price of cpu" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.split("\nthis quote itself took")[0].splitlines())) <= 80
     assert kinds(store_uri) == {"quote": "FINISHED"}
     (row,) = json.loads(Path("quote/quote.json").read_text())

@@ -153,6 +153,14 @@ def test_each_kind_of_evidence_is_said_where_there_are_several() -> None:
     ]  # fmt: skip
 
 
+def test_assumed_rates_of_a_cpu_are_called_so() -> None:
+    by_fit, by_table = RUNS[:3], quoted(1, BARE[3:6], evidence="table")
+    on_a_cpu = [replace(r, tags={**r.tags, "gpu_type": "cpu"}) for r in by_table]
+    assert "- By assumed rates: 3 runs" in scoreboard.in_words([*by_fit, *on_a_cpu])[1]
+    both = scoreboard.in_words([*by_fit, *by_table, *on_a_cpu])[1]
+    assert "- By the table of GPUs or assumed rates: 6 runs" in both
+
+
 def test_runs_that_did_not_end_as_quoted_are_counted_beside_the_others() -> None:
     cut = {name: x for name, x in RUNS[0].metrics.items() if not name.endswith("_error")}
     stopped = replace(RUNS[0], status="KILLED", metrics=cut)

@@ -126,6 +126,10 @@ def test_a_run_is_quoted_by_a_probe_then_by_itself_and_can_be_projected(house: H
     (row,) = [line for line in elsewhere.splitlines() if f" {grams:.3g} " in line]
     assert ".." not in row  # it has no range: the same machine, and a figure that is known
     assert "Emissions at France at 56.039 g/kWh" in elsewhere
+    moved = house.do("quote", there | {"pue": "1.5", "output": "there"})
+    assert "France, PUE 1.5" in moved
+    (left,) = offered(house.folder / "there")
+    assert left["emissions_kg"] == pytest.approx(1.5 * grams / 1000)
     refused = house.do("quote", {"run": run.info.run_id, "gpu": "t4"}, fails=2)
     (line,) = [line for line in refused.splitlines() if line.startswith("error: ")]
     assert "says nothing of t4" in line
