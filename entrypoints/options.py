@@ -188,6 +188,6 @@ def _set_up_libraries() -> None:
     # on: as fast on a quiet machine, and three times as fast on one that has other work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # They make a million objects as they are imported, and at Python's own 700 the collector looks
-    # at all of them again and again: a sixth of the time of an import.
+    # They make a million objects as they are imported, none to be collected, and at Python's own
+    # 700 the collector looks at all of them again and again.
     gc.set_threshold(10_000)
