@@ -47,22 +47,25 @@ class Delivery:
     def perform(self, act: Act) -> None:
         """Writes one act."""
         with named():
-            match act.kind:
-                case "params":
-                    self._params(act.what)
-                case "tags":
-                    tags = [RunTag(key, text) for key, text in act.what.items()]
-                    self._client.log_batch(self._run_id, tags=tags)
-                case "metrics":
-                    self._metrics([Metric(*point) for point in act.what])
-                case "dataset":
-                    self._dataset(**act.what)
-                case "files":
-                    self._files(act)
-                case "table":
-                    self._table(act.what)
-                case "end":
-                    self._client.set_terminated(self._run_id, *act.what)
+            twice(self._perform, act)
+
+    def _perform(self, act: Act) -> None:
+        match act.kind:
+            case "params":
+                self._params(act.what)
+            case "tags":
+                tags = [RunTag(key, text) for key, text in act.what.items()]
+                self._client.log_batch(self._run_id, tags=tags)
+            case "metrics":
+                self._metrics([Metric(*point) for point in act.what])
+            case "dataset":
+                self._dataset(**act.what)
+            case "files":
+                self._files(act)
+            case "table":
+                self._table(act.what)
+            case "end":
+                self._client.set_terminated(self._run_id, *act.what)
 
     def _params(self, params: Mapping[str, str]) -> None:
         """Those that are not there yet: MLflow would drop the whole call for one that differs."""
@@ -133,7 +136,7 @@ def of_artifacts() -> Iterator[None]:
         raise StoreAway(f"the store of artifacts cannot be used: {line(error)}") from error
 
 
-def twice(write: Callable[..., None], *given: str) -> None:
+def twice(write: Callable[..., None], *given: Any) -> None:
     """A write, again if it was refused: of two that make a row at once, a database takes one."""
     try:
         write(*given)
