@@ -7,7 +7,7 @@ import pytest
 from torch import distributed
 
 from green_tune import loading, peers
-from green_tune.errors import HardwareMismatch, RunFailed
+from green_tune.errors import ConfigError, RunFailed
 from green_tune.job import Job
 
 
@@ -48,6 +48,6 @@ def test_processes_that_would_divide_a_base_in_unlike_ways_are_refused(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answers of others are given: their devices would have to differ."""
-    monkeypatch.setattr(peers, "from_everywhere", lambda mine: [mine, 2])
-    with pytest.raises(HardwareMismatch, match=r"among \[1, 2\]: their devices differ"):
+    monkeypatch.setattr(peers, "from_everywhere", lambda mine: [mine, mine | {"plan.shards": "2"}])
+    with pytest.raises(ConfigError, match=r"differ in plan.shards: 1 and 2; start all"):
         loading.Base(make_job())
