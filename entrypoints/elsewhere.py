@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from green_tune.tracking import Tracker
 
 NONE, RECORDED, BEST = "-", "world", "best"
-UNMEASURED = ("emissions_budget_kg", "energy_budget_kwh", "timeout_h")  # of what is yet to be run
+LIMITS = ("emissions_budget_kg", "energy_budget_kwh", "timeout_h")  # of what is yet to be run
 PROJECTED = ("t4", "l4", "a100-40", "a100-80", "h100")  # where nobody says which
 
 
@@ -107,14 +107,23 @@ def project(config: "QuoteConfig", asked: Mapping[str, str]) -> None:
         (folder / "quote.json").write_text(json.dumps(rows(found), indent=2) + "\n")
 
 
+def limits(asked: Mapping[str, str]) -> SweepConfig:
+    """The most kg CO2e, kWh and hours that a command may take; 0 for no limit.
+
+    Raises:
+        ConfigError: one of them is no such figure.
+    """
+    return SweepConfig.parse({name: asked[name] for name in LIMITS})
+
+
 def _refuse(config: "QuoteConfig", asked: Mapping[str, str]) -> None:
     """Looks for options that say nothing of a run that was measured.
 
     Raises:
         ConfigError: one of them was given, and is not at its default.
     """
-    budgets = SweepConfig.parse({name: asked[name] for name in UNMEASURED})
-    given = [name for name in UNMEASURED if getattr(budgets, name)]
+    budgets = limits(asked)
+    given = [name for name in LIMITS if getattr(budgets, name)]
     given = ["command"] * (config.command != "train") + given
     if given:
         name = given[0]
@@ -162,7 +171,6 @@ def _projected(
 def _no_room(record: "RunRecord", row: "Gpu") -> str:
     """Why a run would not fit there; empty where it would, or where its base model is not known."""
     from green_tune import models, plan
-    from green_tune.config import TrainConfig
     from green_tune.errors import ModelError
     from green_tune.shapes import Shape
 

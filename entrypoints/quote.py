@@ -16,7 +16,7 @@ from entrypoints.elsewhere import NONE
 from entrypoints.options import folder_for, options_of, run
 from green_tune import bars
 from green_tune import order as orders
-from green_tune.config import GridConfig, Options, SweepConfig, option
+from green_tune.config import GridConfig, Options, option
 from green_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class QuoteConfig(Options):
         choices=("auto", "always", "never"),
     )
     probe_seconds: float = option(4.0, "How long a probe takes.", low=0.5, high=600.0)
-    run: str = option(NONE, "Instead, project this measured run to gpu=, country= or start=.")
+    run: str = option(NONE, "Instead, project this measured run to gpu=, country=, pue= or start=.")
     trace: str = option(NONE, "For start=: a CSV of hourly intensities, as Electricity Maps' are.")
     start: str = option(NONE, "When the projected run would start: 2026-11-22T10:00 (UTC), best.")
     output: str = option(NONE, "Folder for the quote's tables and plots, which its run has anyway.")
@@ -81,7 +81,7 @@ def _quote(asked: dict[str, str]) -> None:
     for name in ("trace", "start"):
         if (text := getattr(config, name)) != NONE:
             raise ConfigError(f"{name}={text} is for a measured run, elsewhere: give run= as well")
-    _limits(asked)
+    elsewhere.limits(asked)
     rest = {name: text for name, text in asked.items() if name not in ours}
     order = orders.read(config.command, rest | {"gpu": "auto"})
 
@@ -341,22 +341,13 @@ def _tell(
         click.echo(f"\nPadding, {model} on {task}:\n{padding.report(rows, width, device)}")
 
 
-def _limits(asked: Mapping[str, str]) -> SweepConfig:
-    """The most kg CO2e, kWh and hours that it may take; 0 for no limit.
-
-    Raises:
-        ConfigError: one of them is no such figure.
-    """
-    return SweepConfig.parse({name: asked[name] for name in elsewhere.UNMEASURED})
-
-
 def _tell_limits(
     asking: Asking, market: "Market", offers: "Sequence[Offer]", knowing: "Mapping[str, Known]"
 ) -> None:
     """Whether it stays within each budget; what to leave out is sought for emissions alone."""
     from green_tune import quotation
 
-    limits, chosen = _limits(asking.asked), _chosen(offers)
+    limits, chosen = elsewhere.limits(asking.asked), _chosen(offers)
     if limits.emissions_budget_kg:
         click.echo("\n" + _trimmed(asking, market, offers, knowing, limits.emissions_budget_kg))
     if chosen:

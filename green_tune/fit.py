@@ -58,18 +58,27 @@ def preferred(
     precision, _ = rules.precision(config, device, family)
     held = list(_weights(config, device, divisions))
     for checkpointing, (quantization, shards) in product(_checkpointing(config), held):
-        yield Choices(
+        yield adapted(
+            config,
+            device,
             precision=precision,
             quantization=quantization,
-            rank=config.lora_rank,
-            targets=config.lora_targets,
-            layers=config.lora_layers,
-            dora=config.use_dora,
-            dropout=config.lora_dropout,
             checkpointing=checkpointing,
             shards=shards,
-            on_gpu=device.kind == "cuda",
         )
+
+
+def adapted(config: TrainConfig, device: Device, **chosen: Any) -> Choices:
+    """What was chosen, with the adapter that the config asks for."""
+    return Choices(
+        rank=config.lora_rank,
+        targets=config.lora_targets,
+        layers=config.lora_layers,
+        dora=config.use_dora,
+        dropout=config.lora_dropout,
+        on_gpu=device.kind == "cuda",
+        **chosen,
+    )
 
 
 def find(

@@ -4,7 +4,7 @@ It knows data sheets. It does not look at the machine: `nvml` finds the devices,
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -115,6 +115,23 @@ def check_known(asked: str) -> None:
     if asked.lower() not in {"auto", "cpu", *(n for gpu in GPUS for n in (gpu.name, gpu.family))}:
         names = ", ".join(gpu.name for gpu in GPUS)
         raise ConfigError(f"gpu={asked} is unknown; known: auto, cpu, {names}; {new_row()}")
+
+
+def can_run(kernels: Iterable[str], capability: tuple[int, int]) -> bool:
+    """Whether a GPU can run one of a build's kernels, by their names, as torch lists them.
+
+    A binary (sm_86) is for its own major capability and the same or a higher minor one; PTX
+    (compute_90) is for all from its own on (CUDA C++ Programming Guide, "Application
+    Compatibility"). A GPU whose capability nobody knows, (0, 0), is let through.
+    """
+    if not any(capability):
+        return True
+    found = re.findall(r"\b(sm|compute)_(\d+)(\d)", " ".join(kernels))
+    return any(
+        (int(major), int(minor)) <= capability
+        and (kind == "compute" or int(major) == capability[0])
+        for kind, major, minor in found
+    )
 
 
 def new_row() -> str:

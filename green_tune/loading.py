@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from green_tune import attention, lora, peers, recipe, sharding
 from green_tune.errors import ConfigError, HardwareMismatch, ModelError, OutOfMemory
-from green_tune.hardware import Device
+from green_tune.hardware import Device, can_run
 from green_tune.job import Job
 from green_tune.models import Source
 from green_tune.predictor import is_out_of_memory
@@ -168,18 +168,14 @@ def _open(job: Job) -> torch.device:
 
 
 def _unusable(device: Device) -> str:
-    """Why torch cannot compute on a GPU, and what would mend that; empty where it can.
-
-    A kernel runs on devices of its own major capability and the same or a higher minor one.
-    """
+    """Why torch cannot compute on a GPU, and what would mend that; empty where it can."""
     if not torch.version.cuda:
         return "install a CUDA build of torch, or train on the CPU with gpu=cpu"
     if not torch.cuda.is_available():
         return f"the driver must serve CUDA {torch.version.cuda}; update it, or gpu=cpu"
-    major, minor = device.capability
-    kernels = {f"sm_{major}{lower}" for lower in range(minor + 1)}
-    if any(device.capability) and not kernels & set(torch.cuda.get_arch_list()):
-        return f"it has no kernels for capability {major}.{minor}; take another GPU, or gpu=cpu"
+    if not can_run(torch.cuda.get_arch_list(), device.capability):
+        capability = ".".join(map(str, device.capability))
+        return f"it has no kernels for capability {capability}; take another GPU, or gpu=cpu"
     return ""
 
 

@@ -250,21 +250,18 @@ def _torch_says() -> dict[str, Any]:
 
 
 def _no_kernels(said: Mapping[str, Any], gpus: "Iterable[Device]") -> tuple[str, str]:
-    """Why torch cannot compute on these GPUs; empty texts where it can.
+    """Why torch cannot compute on these GPUs; empty texts where it can."""
+    from green_tune.hardware import can_run
 
-    A kernel runs on devices of its own major capability and the same or a higher minor one.
-    """
     if "error" in said:
         return f"torch fails: {said['error']}", "pip install --force-reinstall torch"
     if not said["available"]:
         return "torch sees no GPU", 'look at: python -c "import torch; torch.cuda.init()"'
-    found = re.findall(r"sm_(\d+)(\d)", " ".join(said["kernels"]))
-    kernels = {(int(major), int(minor)) for major, minor in found}
     for gpu in gpus:
-        major, minor = gpu.capability
-        if not any((major, lower) in kernels for lower in range(minor + 1)):
+        if not can_run(said["kernels"], gpu.capability):
             fix = "torch's build for an older CUDA, which still serves it, or another GPU"
-            return f"it has no kernels for {gpu.name} (capability {major}.{minor})", fix
+            capability = ".".join(map(str, gpu.capability))
+            return f"it has no kernels for {gpu.name} (capability {capability})", fix
     return "", ""
 
 

@@ -20,7 +20,7 @@ from green_tune.evidence import LAYERS, Known, Layer
 from green_tune.footprint import GRAMS_PER_KG, OVERHEAD, SECONDS_PER_HOUR, Basis
 from green_tune.hardware import Device
 from green_tune.job import Found, Job
-from green_tune.memory import Choices, Estimate
+from green_tune.memory import Estimate
 from green_tune.order import Order, Unit
 from green_tune.pace import Pace
 from green_tune.quote import Quote
@@ -251,19 +251,15 @@ def first(texts: Texts, examples: int) -> Texts:
 
 
 def _estimate(job: Job) -> Estimate:
-    config, plan = job.config, job.plan
+    plan = job.plan
     assert job.shape is not None
-    choices = Choices(
+    choices = fit.adapted(
+        job.config,
+        job.device,
         precision=plan.precision,
         quantization=plan.quantization,
-        rank=config.lora_rank,
-        targets=config.lora_targets,
-        layers=config.lora_layers,
-        dora=config.use_dora,
-        dropout=config.lora_dropout,
         tokens=plan.micro_batch_tokens,
         checkpointing=plan.checkpointing,
-        on_gpu=job.device.kind == "cuda",
     )
     return memory.estimate(job.shape, choices)
 

@@ -68,16 +68,12 @@ class Rolled:
     of: int
 
 
-def ratios(records: Records, *, evidence: str, figure: Figure, gpu: str = "") -> list[float]:
+def ratios(records: Records, *, evidence: str, figure: Figure) -> list[float]:
     """What came divided by what was said, of quotes with this evidence, the newest last.
 
-    Of runs on one GPU where it is given; of all otherwise. All are positive and finite.
+    All are positive and finite.
     """
-    return [
-        each.ratio
-        for each in known(records, figure)
-        if each.evidence == evidence and gpu in ("", blocks.gpu(each.record))
-    ]
+    return [each.ratio for each in known(records, figure) if each.evidence == evidence]
 
 
 def scores(records: Records) -> list[Score]:

@@ -18,14 +18,14 @@ from green_tune.effort import GIGA, Work
 from green_tune.errors import ConfigError
 from green_tune.hardware import GPUS, Gpu
 from green_tune.memory import NF4_BYTES
-from green_tune.peaks import BYTES, IDLE, peak_tflops
+from green_tune.pace import W_PER_KW
+from green_tune.peaks import BYTES, IDLE, TERA_PER_GIGA, peak_tflops
 from green_tune.results import REUSED, STOPPED_EARLY, RunRecord
 
 Basis = Literal["same GPU", "same machine", "measured pair", "table of peaks"]
 
 KINDS = ("train", "trial", "cell", "repeat")
 FIGURES = ("runtime_h", "energy_kwh")
-W_PER_KW = 1000.0
 COMPUTING = ("train", "eval", "quality")  # what a GPU decides; the other phases are the host's
 # Params that change what is learnt, and neither how much is computed nor how.
 WORKLESS = UNDECIDING - {"quality_examples"} | {
@@ -143,7 +143,7 @@ def time_ratio(source: Gpu, target: Gpu, precision: str, intensity: float | None
     in FLOP per byte that is not known is taken to be at the ridge.
     """
     fast = peak_tflops(target, precision)
-    ridge = fast * W_PER_KW / target.bandwidth_gb_per_s  # TFLOP/s over GB/s, in FLOP per byte
+    ridge = fast * TERA_PER_GIGA / target.bandwidth_gb_per_s  # in FLOP per byte
     bound = AT_THE_RIDGE if intensity is None else _exponent(intensity, ridge)
     bandwidths = source.bandwidth_gb_per_s / target.bandwidth_gb_per_s
     rates = peak_tflops(source, precision) / fast
@@ -169,8 +169,8 @@ def machine(record: RunRecord) -> str:
 
 
 def _tells(record: RunRecord) -> bool:
-    """Whether it is a whole training, measured as its own."""
-    cut = STOPPED_EARLY in record.tags or REUSED in record.tags
+    """Whether it is a whole training, measured as its own and with the machine to itself."""
+    cut = STOPPED_EARLY in record.tags or REUSED in record.tags or record.shared
     spent = record.kind in KINDS and all(record.metrics.get(name, 0.0) > 0 for name in FIGURES)
     valid = record.status == "FINISHED" and record.tags.get("energy_valid") != "false"
     return spent and valid and not cut and computing(record).energy_kwh > 0

@@ -19,33 +19,9 @@ from green_tune.padding import MASS, METHODS, Row, at_own_size, figure, sentence
 
 COLOURS = dict(zip(METHODS, (RED, ORANGE, SKY, "#CC79A7", BLUE, GREEN), strict=True))
 MARKERS = dict(zip(METHODS, "s^DPov", strict=True))
-SHARES = (
-    0,
-    50,
-    -100,
-    80,
-    20,
-    90,
-    -200,
-    -50,
-    10,
-    5,
-    2,
-    1,
-    30,
-    40,
-    60,
-    70,
-    95,
-    -20,
-    -10,
-    -5,
-    -2,
-    -400,
-    98,
-    99,
-    -800,
-)  # per cent; where there is no room for all, the first of them
+# Per cent; where there is no room for all, the first of them.
+SHARES = (0, 50, -100, 80, 20, 90, -200, -50, 10, 5, 2, 1, 30, 40, 60, 70, 95, -20, -10, -5, -2,
+          -400, 98, 99, -800)  # fmt: skip
 APART = 0.075  # of an axis' height, between two of its labels
 FAR = 3.0  # times the next longest bar, from which one is cut
 ROUNDS = 100  # in which names are pushed apart

@@ -3,7 +3,7 @@
 import pytest
 
 from green_tune.errors import ConfigError, HardwareMismatch
-from green_tune.hardware import GPUS, Device, Gpu, choose, choose_for, identify
+from green_tune.hardware import GPUS, Device, Gpu, can_run, choose, choose_for, identify
 
 CPU = Device(kind="cpu", name="Xeon, 2 threads", memory_gib=8)
 DRIVER_NAMES = {
@@ -147,3 +147,22 @@ def test_each_process_of_a_node_gets_a_gpu_of_its_own_and_all_the_same_cpu() -> 
     assert choose_for(3, "cpu", two, CPU) == (CPU, CPU, CPU)
     with pytest.raises(HardwareMismatch, match=r"3 processes .* has 2 x Tesla T4"):
         choose_for(3, "t4", two, CPU)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "capability", "runs"),
+    [
+        (["sm_75", "sm_80"], (8, 6), True),  # of its major capability, and older
+        (["sm_75", "sm_86"], (8, 0), False),  # of a newer one
+        (["sm_75", "sm_80"], (7, 0), False),  # a V100, which CUDA 13 has left
+        (["sm_90a"], (9, 0), True),
+        (["sm_120", "compute_120"], (12, 1), True),
+        (["sm_90", "compute_90"], (10, 0), True),  # compiled as it is loaded
+        (["sm_90"], (10, 0), False),
+        ([], (0, 0), True),  # nobody knows
+    ],
+)
+def test_a_kernel_is_for_its_own_generation_and_ptx_for_later_ones_too(
+    kernels: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    assert can_run(kernels, capability) is runs

@@ -200,6 +200,7 @@ def test_a_pair_is_never_carried_to_another_family(tags: dict[str, str]) -> None
         {"tags": {"stopped_early": "10 of 40"}},
         {"tags": {"energy_valid": "false"}},
         {"tags": {"green_tune.reused": "abc"}},
+        {"tags": {"energy_flags": "shared with other measured runs, split equally, for 1 s"}},
         {"status": "FAILED"},
         {"kind": "trial"},
     ],

@@ -110,16 +110,13 @@ def test_a_rolling_error_is_that_of_the_last_ten_of_its_kind() -> None:
         assert point.median == pytest.approx(statistics.median(last))
 
 
-def test_ratios_are_of_one_evidence_and_one_gpu_the_newest_last() -> None:
+def test_ratios_are_of_one_evidence_the_newest_last() -> None:
     runs = with_errors(RUNS[:6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     runs[1] = replace(runs[1], tags={**runs[1].tags, "quote.evidence": "probe"})
-    runs[2] = replace(runs[2], tags={**runs[2].tags, "gpu_type": "t4"})
     runs[3] = replace(runs[3], tags={})
     mixed = runs[::-1]
     fit = scoreboard.ratios(mixed, evidence="fit", figure="energy")
     assert fit == pytest.approx([1.1, 1.3, 1.5, 1.6])
-    here = scoreboard.ratios(mixed, evidence="fit", figure="energy", gpu="l4")
-    assert here == pytest.approx([1.1, 1.5, 1.6])
     assert scoreboard.ratios(mixed, evidence="probe", figure="energy") == pytest.approx([1.2])
     assert scoreboard.ratios(mixed, evidence="same", figure="energy") == []
 
